@@ -1,0 +1,116 @@
+// coding/decoder.hpp: class scores from whatever responses have arrived.
+//
+// Worker i of n answers one item with floats_i numbers (its coded response). A decoder turns the responses of any
+// non-empty set of workers into one score per class. Four are given, because no single one is best at every arrival
+// count (measured in apps/docs/decoders.md):
+//
+//   sum        scores_c = mean over the arrived rows that name class c alone    (replication, uncoded, control)
+//   ridge      z = argmin |G_A z - y_A|^2 + prior |z|^2                         (RCP's linear decode, regularised)
+//   posterior  class-ML under y | c ~ N(mu_c, N), pooled covariance             (fitted on held-out responses)
+//   logistic   softmax(W_A y_A + b_A), one (W, b) per arrival set               (fitted on held-out responses)
+//
+// Everything here is pure: no clock, no thread, no I/O. Values copy and compare.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <nlohmann/json_fwd.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <tl/expected.hpp>
+#include <variant>
+#include <vector>
+
+#include "coding/generator.hpp"
+
+namespace coppice::coding {
+
+enum class DecodeErrorCode : std::uint8_t {
+  nothing_arrived = 1,  // an empty arrival set: there is no estimate to give
+  shape_mismatch,       // a response has another number of floats than its worker's rows
+  not_finite,           // a response holds NaN or infinity: that worker is at fault
+  not_fitted,           // the decoder has no entry for this arrival set
+  malformed,            // a stored decoder that cannot be read
+};
+
+struct DecodeError {
+  DecodeErrorCode code;
+  std::string what;                  // names the worker, file field or arrival set at fault
+  int worker = -1;                   // the worker at fault, when one is
+};
+
+// The responses of one item, by worker index; an absent worker's vector is empty.
+struct Arrivals {
+  std::vector<std::vector<float>> responses;  // [n], each [floats_i] or empty
+
+  ArrivalSet set() const;  // bit i: worker i answered
+};
+
+struct ClassScores {
+  std::vector<float> scores;  // [classes]; larger is likelier; log-probabilities for posterior and logistic
+  int label = -1;             // argmax of scores, the lowest index among equals
+  float margin = 0;           // score of label minus the runner-up's
+};
+
+struct SumDecoder {
+  bool operator==(const SumDecoder&) const = default;
+};
+
+struct RidgeDecoder {
+  double prior = 0.01;  // variance ratio noise : score; must be > 0
+  bool operator==(const RidgeDecoder&) const = default;
+};
+
+struct PosteriorDecoder {
+  std::vector<double> means;       // [classes, total_floats] row-major: E[y | c]
+  std::vector<double> covariance;  // [total_floats, total_floats], pooled, positive definite
+  std::vector<double> log_prior;   // [classes]
+  bool operator==(const PosteriorDecoder&) const = default;
+};
+
+struct LogisticDecoder {
+  // weights[set]: float32 [classes, floats_of_set + 1] row-major, the last column is the bias; the floats are those of
+  // the arrived workers in ascending order of worker.
+  std::map<ArrivalSet, std::vector<float>> weights;
+  bool operator==(const LogisticDecoder&) const = default;
+};
+
+using Decoder = std::variant<SumDecoder, RidgeDecoder, PosteriorDecoder, LogisticDecoder>;
+
+std::string_view name(const Decoder& decoder);  // "sum", "ridge", "posterior", "logistic"
+
+// Errors: every code above but malformed. Cost: O(classes * floats) for sum and logistic, O(floats^3) otherwise.
+tl::expected<ClassScores, DecodeError> decode(const Decoder& decoder, const Generator& generator,
+                                              const Arrivals& arrivals);
+
+// Held-out responses of all workers: row s of responses is worker 0's floats, then worker 1's, and so on.
+struct FitData {
+  std::vector<float> responses;  // [samples, total_floats] row-major
+  std::vector<int> labels;       // [samples], each in [0, classes)
+};
+
+struct LogisticFit {
+  double l2 = 1e-3;           // per-sample weight penalty, the bias is free
+  int iterations_max = 100;
+  // Sets with fewer workers than this are left out. 1: every non-empty set.
+  int arrived_min = 1;
+};
+
+// Called after every fitted set with (done, total): for progress bars.
+using FitProgress = std::function<void(int done, int total)>;
+
+tl::expected<PosteriorDecoder, DecodeError> fit_posterior(const Generator& generator, const FitData& data,
+                                                          double shrinkage = 1e-3);
+tl::expected<LogisticDecoder, DecodeError> fit_logistic(const Generator& generator, const FitData& data,
+                                                        const LogisticFit& options, const FitProgress& progress = {});
+
+// The manifest's "decoder" object (arrays are row-major little-endian float32/float64 in base64
+// with their shapes): {"type": "logistic", "floats": [2,2,…], "generator": [{"shape":[f,classes],"float32":"…"}…],
+//  "sets": {"127": {"shape": [10, 31], "float32": "…"}}}. Reading bounds every size before it allocates.
+nlohmann::json to_json(const Decoder& decoder, const Generator& generator);
+tl::expected<std::pair<Generator, Decoder>, DecodeError> from_json(const nlohmann::json& object);
+
+}  // namespace coppice::coding

@@ -1,0 +1,47 @@
+// gpu/device.hpp: something that runs nets: oneDNN on the CPU, cuDNN in a plug-in, or a recording.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "gpu/error.hpp"
+#include "gpu/network.hpp"
+
+namespace coppice::gpu {
+
+// A net compiled for one device and batch size. Owns its memory; run allocates nothing and looks nothing up.
+// One caller at a time.
+class CompiledNet {
+ public:
+  virtual ~CompiledNet() = default;
+  virtual std::int64_t input_elements() const = 0;   // of the whole batch
+  virtual std::int64_t output_elements() const = 0;  // of the whole batch
+  // input: float32 NCHW [batch, input dims]; output: float32 [batch, output dims]. Errors: shape_mismatch,
+  // device_failed.
+  virtual Expected<void> run(std::span<const float> input, std::span<float> output) = 0;
+};
+
+struct CompileOptions {
+  int batch = 1;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual std::string name() const = 0;  // "cpu", "cuda:0"
+  virtual Expected<std::unique_ptr<CompiledNet>> compile(const Network& net, const CompileOptions& options) = 0;
+};
+
+struct CpuOptions {
+  int threads = 1;  // of each run; more than there are free cores makes everything slower
+};
+
+Expected<std::unique_ptr<Device>> make_cpu_device(const CpuOptions& options);
+
+// "cpu" or "cuda:N". The CUDA plug-in (libcoppice_cuda.so) is looked for beside the program, then in the library path;
+// it is loaded only when asked for. Errors: device_unavailable, saying what is missing.
+Expected<std::unique_ptr<Device>> make_device(std::string_view spec, const CpuOptions& cpu);
+
+}  // namespace coppice::gpu
