@@ -1,0 +1,87 @@
+// actors/actors.hpp: the five actors and how to spawn them. The vocabulary is in messages.hpp, the decisions in
+// gather.hpp, roster.hpp, relay_state.hpp and faults.hpp; the actors only carry them out.
+//
+//   gateway   client ─InferRequest→ supervisor ─WorkItem→ (n workers)      worker   ─WorkItem→ subnet ─scores→ encoder
+//                                       │ Expect                                                          │ CodedResponse
+//                                       ▼                                                                 ▼
+//             client ←─InferReply── decoder ←───────────────────────────────────────────────── (gateway)
+//
+//   weights   supervisor ─StartTransfer→ tree_relay (root) ─chunks→ tree_relay ─chunks→ …; each hands the whole to its subnet
+#pragma once
+
+#include <caf/fwd.hpp>
+#include <functional>
+#include <memory>
+#include <string>
+#include <tl/expected.hpp>
+#include <vector>
+
+#include "actors/ports.hpp"
+#include "actors/relay_state.hpp"
+#include "actors/roster.hpp"
+#include "coding/decoder.hpp"
+
+namespace coppice::actors {
+
+struct DecoderOptions {
+  coding::CodeShape shape;
+  coding::Generator generator;
+  coding::Decoder decoder;
+  Duration deadline = std::chrono::milliseconds{50};  // after it the best estimate is given, marked degraded
+};
+
+// Gathers responses and answers: exactly one InferReply a request. Tells `supervisor` (set by Attach) of closed requests.
+caf::actor spawn_decoder(caf::actor_system& system, DecoderOptions options, std::shared_ptr<FramePort> port);
+
+struct SupervisorOptions {
+  std::string cluster;               // its name, for status
+  std::vector<std::string> workers;  // host names: worker i of the code is workers[i]
+  coding::CodeShape shape;
+  std::size_t item_elements = 0;     // floats of one item
+  std::size_t in_flight_max = 1'024; // more are refused as overloaded
+  RosterOptions roster;
+  std::uint32_t chunk_bytes = 64U << 10;                   // of the weight broadcast
+  std::shared_ptr<const std::vector<std::byte>> weights;   // the bundle that every worker is handed
+  std::string weights_sha256;
+  // The scheduler: the broadcast tree over the root (this node, first) and the members.
+  std::function<std::vector<RelayNode>(const std::vector<std::string>& members)> plan_tree;
+  // Hands a fault spec to every worker. Returns a reason when faults are not allowed here.
+  std::function<tl::expected<void, std::string>(const std::string& spec)> spread_faults;
+};
+
+// Admits requests, fans them out, knows who is alive, and hands out weights.
+caf::actor spawn_supervisor(caf::actor_system& system, SupervisorOptions options, std::shared_ptr<FramePort> port,
+                            const caf::actor& decoder, const caf::actor& relay);
+
+struct TreeRelayOptions {
+  std::string self;
+  RelayOptions limits;
+  std::function<std::string(std::span<const std::byte>)> sha256;  // hex
+};
+
+// One node's relay of weight broadcasts. `sink` (a subnet) is told WeightsArrived; a root needs none.
+caf::actor spawn_tree_relay(caf::actor_system& system, TreeRelayOptions options, std::shared_ptr<FramePort> port,
+                            const caf::actor* sink);
+
+// What a subnet makes of an arrived bundle: its net, ready to run, and its rows of the generator.
+struct LoadedNet {
+  std::unique_ptr<NetPort> net;
+  coding::WorkerRows rows;
+  std::vector<int> classes;
+  int class_count = 0;
+};
+
+struct WorkerOptions {
+  std::string self;
+  std::uint32_t worker = 0, workers = 0;  // the place in the code
+  std::function<tl::expected<LoadedNet, std::string>(std::span<const std::byte> bundle)> load;
+};
+
+// Multiplies rows by scores and sends the coded response, or holds it back as a fault says.
+caf::actor spawn_encoder(caf::actor_system& system, const WorkerOptions& options, std::shared_ptr<FramePort> port);
+
+// Runs the worker's net on a thread of its own. Reports Ready or Refused to `member`.
+caf::actor spawn_subnet(caf::actor_system& system, WorkerOptions options, const caf::actor& encoder,
+                        const caf::actor& member);
+
+}  // namespace coppice::actors

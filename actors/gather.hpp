@@ -1,0 +1,96 @@
+// actors/gather.hpp: the requests in flight and when each is answered. Pure: `now` is passed in.
+//
+// A request is answered exactly once: at the k-th response; or as soon as everyone still alive has answered; or at its
+// deadline with whatever is there. The last two are degraded when fewer than k have answered. Responses after that are
+// counted and dropped, but still teach how slow their worker was.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "actors/messages.hpp"
+#include "coding/decoder.hpp"
+
+namespace coppice::actors {
+
+// What the answer must be given to, carried along untouched.
+struct ReplyTo {
+  Peer client;
+  std::uint64_t tag = 0;
+  bool record = false;
+};
+
+// A request that is to be answered now, with what there is.
+struct Completion {
+  RequestId request{};
+  Epoch epoch{};
+  ReplyTo reply_to;
+  coding::Arrivals arrivals;
+  std::vector<ArrivalRecord> order;  // as they came
+  bool degraded = false;             // fewer than k
+  Instant opened, closed;
+};
+
+// What became of a response.
+enum class Receipt : std::uint8_t { taken, completes, late, duplicate, stale_epoch, unknown_request, bad_shape };
+
+struct GatherCounts {
+  std::uint64_t opened = 0, completed = 0, degraded = 0;
+  std::uint64_t late = 0, duplicate = 0, stale_epoch = 0, unknown_request = 0, bad_shape = 0;
+};
+
+class GatherTable {
+ public:
+  // floats[i]: how many numbers worker i answers with. REQUIRES: floats.size() == shape.workers.
+  GatherTable(coding::CodeShape shape, std::vector<int> floats);
+
+  // REQUIRES: `request` was never opened before; `asked` is not empty.
+  void open(RequestId request, Epoch epoch, coding::ArrivalSet asked, ReplyTo reply_to, Instant now, Instant deadline);
+
+  struct Taken {
+    Receipt receipt;
+    std::optional<Completion> completion;  // when receipt is `completes`
+    std::optional<Duration> latency;       // since the request was opened, where that is still known
+  };
+  Taken on_response(CodedResponse response, Instant now);
+
+  // Nobody waits for this worker any more. Returns the requests that this completes.
+  std::vector<Completion> on_worker_lost(int worker, Instant now);
+
+  // The requests whose deadline has passed.
+  std::vector<Completion> on_time(Instant now);
+  std::optional<Instant> next_deadline() const;
+
+  std::size_t in_flight() const { return open_.size(); }
+  const GatherCounts& counts() const { return counts_; }
+
+ private:
+  struct Entry {
+    Epoch epoch;
+    coding::ArrivalSet asked, arrived;
+    ReplyTo reply_to;
+    coding::Arrivals arrivals;
+    std::vector<ArrivalRecord> order;
+    Instant opened, deadline;
+  };
+  struct Closed {  // remembered for a while, to tell late from unknown and to time it
+    Epoch epoch;
+    coding::ArrivalSet arrived;
+    Instant opened;
+  };
+  bool finished(const Entry& entry) const;
+  Completion close(std::unordered_map<std::uint64_t, Entry>::iterator entry, Instant now);
+
+  coding::CodeShape shape_;
+  std::vector<int> floats_;
+  std::unordered_map<std::uint64_t, Entry> open_;
+  std::deque<std::pair<Instant, std::uint64_t>> deadlines_;  // in order: every request waits equally long
+  std::unordered_map<std::uint64_t, Closed> closed_;
+  std::deque<std::uint64_t> closed_order_;
+  GatherCounts counts_;
+};
+
+}  // namespace coppice::actors

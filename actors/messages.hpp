@@ -1,0 +1,191 @@
+// actors/messages.hpp: the whole vocabulary. Reading this file is enough to draw the protocol.
+//
+// Data messages travel as ZeroMQ frames (runtime/wire.hpp encodes them) and, inside a process, between actors as they
+// are. Control messages (the last part) are the only ones that cross processes over CAF, and they hold no float: CAF
+// 0.17 turns NaN into 1.0 and never finishes writing an infinity.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace coppice::actors {
+
+// Monotonic; comes from the actor system's clock, which the simulator moves by hand.
+using Instant = std::chrono::steady_clock::time_point;
+using Duration = std::chrono::steady_clock::duration;
+
+enum class RequestId : std::uint64_t {};   // given by the gateway, never used twice in its life
+enum class Epoch : std::uint64_t {};       // of the plan: moves on whenever a worker comes or goes
+enum class TransferId : std::uint64_t {};  // of one weight broadcast
+
+// Who a frame came from or goes to. `name` is what the peer's key says (never what the peer says). `route` is empty for
+// a host of the cluster file, and the way back to a client otherwise.
+struct Peer {
+  std::string name;
+  std::string route;
+  auto operator<=>(const Peer&) const = default;
+};
+
+using Floats = std::vector<float>;
+using SharedFloats = std::shared_ptr<const Floats>;
+
+// ---- serving -------------------------------------------------------------------------------------------------------
+
+// client -> supervisor. item: float32, the net's input shape, normalised.
+struct InferRequest {
+  std::uint64_t tag = 0;  // the client's own number, returned with the reply
+  bool record = false;    // whether the reply lists the arrivals
+  SharedFloats item;
+};
+
+// supervisor -> subnet
+struct WorkItem {
+  RequestId request{};
+  Epoch epoch{};
+  std::uint32_t worker = 0;  // the place in the code that the receiver is taken to hold
+  SharedFloats item;
+};
+
+// subnet -> encoder (one process). scores: one per class of the worker's net.
+struct SubnetScores {
+  RequestId request{};
+  Epoch epoch{};
+  std::uint32_t worker = 0;
+  std::uint32_t service_us = 0;  // time in the net
+  Floats scores;
+  Peer gateway;
+};
+
+// encoder -> decoder
+struct CodedResponse {
+  RequestId request{};
+  Epoch epoch{};
+  std::uint32_t worker = 0;
+  std::uint32_t service_us = 0;
+  Floats values;  // y = G_worker z
+};
+
+enum class ReplyStatus : std::uint8_t {
+  ok = 0,        // at least k useful responses
+  degraded = 1,  // the best estimate from fewer than k
+  no_response,   // nothing arrived by the deadline: there is no estimate
+  no_workers,    // no worker is alive
+  not_ready,     // the weights have not arrived everywhere yet
+  overloaded,    // more requests in flight than the gateway takes
+  bad_request,   // the item has another size than the net's input
+};
+
+struct ArrivalRecord {
+  std::uint32_t worker = 0;
+  std::uint32_t at_us = 0;  // since the request reached the supervisor
+  Floats values;
+};
+
+// decoder -> client
+struct InferReply {
+  std::uint64_t tag = 0;
+  std::uint64_t request = 0;
+  std::uint64_t epoch = 0;
+  ReplyStatus status = ReplyStatus::ok;
+  std::int32_t label = -1;
+  float margin = 0;
+  std::uint32_t gateway_us = 0;         // from the supervisor's receipt to this reply
+  Floats scores;                        // one per class; empty unless ok or degraded
+  std::vector<ArrivalRecord> arrivals;  // in order; empty unless asked for
+  std::string error;                    // for a person; empty when ok
+};
+
+// ---- weights -------------------------------------------------------------------------------------------------------
+
+struct RelayNode {
+  std::string name;
+  std::int32_t parent = -1;  // index of the parent in the list; -1: the root, which comes first
+};
+
+// parent -> child: a broadcast begins. `tree` lists all its nodes, parents before children.
+struct TransferOpen {
+  TransferId transfer{};
+  Epoch epoch{};
+  std::uint64_t bytes = 0;
+  std::uint32_t chunk_bytes = 0;
+  std::string sha256;  // of the whole, 64 hex digits
+  std::vector<RelayNode> tree;
+};
+
+// parent -> child, in order of index
+struct WeightChunk {
+  TransferId transfer{};
+  std::uint32_t index = 0;
+  std::shared_ptr<const std::vector<std::byte>> bytes;
+};
+
+// child -> parent: how many chunks it holds; this is the parent's credit to send on.
+struct ChunkAck {
+  TransferId transfer{};
+  std::uint32_t received = 0;
+};
+
+// ---- asking and breaking -------------------------------------------------------------------------------------------
+
+struct StatusRequest {
+  std::uint64_t tag = 0;
+};
+
+// client -> gateway: strike with faults as a straggler SPEC says (actors/faults.hpp); "" ends them.
+struct FaultRequest {
+  std::uint64_t tag = 0;
+  std::string spec;
+};
+
+// gateway -> client. text: a JSON object (status) or "" (faults taken up); error: "" when all is well.
+struct TextReply {
+  std::uint64_t tag = 0;
+  std::string text;
+  std::string error;
+};
+
+// Everything that may travel as a frame.
+using DataMessage = std::variant<InferRequest, WorkItem, CodedResponse, InferReply, TransferOpen, WeightChunk, ChunkAck,
+                                 StatusRequest, FaultRequest, TextReply>;
+
+// A data message that reached this node, with the peer whose key it came under.
+struct Delivery {
+  Peer from;
+  DataMessage message;
+};
+
+// ---- control, over CAF with TLS ------------------------------------------------------------------------------------
+
+// worker -> gateway, first thing on a new connection
+struct Join {
+  std::string name;
+  std::uint32_t pid = 0;
+  std::uint32_t version = 0;  // of this vocabulary
+};
+
+// worker -> gateway: the weights of this transfer are installed; items may come
+struct Ready {
+  std::string name;
+  std::uint64_t transfer = 0;
+};
+
+// worker -> gateway: what arrived cannot be used
+struct Refused {
+  std::string name;
+  std::string reason;
+};
+
+// gateway -> worker: strike as the spec says, as the worker of this index among `workers`
+struct SetFaults {
+  std::string spec;
+  std::uint32_t worker = 0, workers = 0;
+};
+
+inline constexpr std::uint32_t kVersion = 1;
+
+}  // namespace coppice::actors

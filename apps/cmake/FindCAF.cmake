@@ -1,0 +1,46 @@
+# The C++ Actor Framework; Debian's libcaf-dev ships no CMake file. Components: core, io, openssl.
+# Defines CAF::core, CAF::io, CAF::openssl and CAF_VERSION.
+find_path(CAF_INCLUDE_DIR caf/config.hpp)
+if(CAF_INCLUDE_DIR)
+  file(STRINGS "${CAF_INCLUDE_DIR}/caf/config.hpp" caf_version_line REGEX "^#define CAF_VERSION [0-9]+")
+  if(NOT caf_version_line)
+    file(GLOB caf_build_config "${CAF_INCLUDE_DIR}/caf/detail/*config.hpp")
+    foreach(file IN LISTS caf_build_config)
+      file(STRINGS "${file}" line REGEX "^#define CAF_VERSION [0-9]+")
+      if(line)
+        set(caf_version_line "${line}")
+      endif()
+    endforeach()
+  endif()
+  # Written as major * 10,000 + minor * 100 + patch: 1706 is 0.17.6.
+  string(REGEX MATCH "[0-9]+$" caf_number "${caf_version_line}")
+  if(caf_number)
+    math(EXPR caf_major "${caf_number} / 10000")
+    math(EXPR caf_minor "(${caf_number} / 100) % 100")
+    math(EXPR caf_patch "${caf_number} % 100")
+    set(CAF_VERSION "${caf_major}.${caf_minor}.${caf_patch}")
+  endif()
+endif()
+
+foreach(component IN LISTS CAF_FIND_COMPONENTS)
+  find_library(CAF_${component}_LIBRARY caf_${component})
+  if(CAF_${component}_LIBRARY AND CAF_INCLUDE_DIR)
+    set(CAF_${component}_FOUND TRUE)
+    if(NOT TARGET CAF::${component})
+      add_library(CAF::${component} UNKNOWN IMPORTED)
+      set_target_properties(CAF::${component} PROPERTIES
+        IMPORTED_LOCATION "${CAF_${component}_LIBRARY}" INTERFACE_INCLUDE_DIRECTORIES "${CAF_INCLUDE_DIR}")
+    endif()
+  endif()
+endforeach()
+if(TARGET CAF::io)
+  set_property(TARGET CAF::io APPEND PROPERTY INTERFACE_LINK_LIBRARIES CAF::core)
+endif()
+if(TARGET CAF::openssl)
+  set_property(TARGET CAF::openssl APPEND PROPERTY INTERFACE_LINK_LIBRARIES CAF::io)
+endif()
+
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(CAF
+  REQUIRED_VARS CAF_INCLUDE_DIR VERSION_VAR CAF_VERSION HANDLE_COMPONENTS
+  REASON_FAILURE_MESSAGE "install libcaf-dev (bash apps/deps does)")

@@ -1,0 +1,56 @@
+// runtime/cluster.hpp: the cluster file (TOML) as a value: who is in it, how they are coded and launched.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "coding/generator.hpp"
+#include "runtime/error.hpp"
+
+namespace coppice::runtime {
+
+struct Host {
+  std::string name;     // [A-Za-z0-9._-]{1,64}
+  std::string address;  // IPv4, IPv6 or host name
+  std::uint16_t port = 7000;  // data; a gateway listens for control on port + 1
+  std::string device = "cpu";
+  bool gateway = false;       // roles = ["gateway"]; every other host is a worker
+  bool operator==(const Host&) const = default;
+};
+
+struct CodeSection {
+  coding::Scheme scheme = coding::Scheme::parity;
+  coding::CodeShape shape{7, 5};
+  std::chrono::milliseconds deadline{50};  // after it the best estimate is given and marked degraded
+  bool operator==(const CodeSection&) const = default;
+};
+
+struct Cluster {
+  std::string name;
+  std::filesystem::path keys;      // directory; relative paths are taken from the cluster file's own directory
+  std::filesystem::path model;     // decomposed model directory (manifest.json): what the gateway serves
+  std::filesystem::path topology;  // empty: one switch is assumed
+  std::string launcher = "{command}";  // command template with {name}, {address} and {command}
+  bool faults_allowed = false;     // whether clients may inject faults (coppice chaos, bench --straggler)
+  CodeSection code;
+  std::vector<Host> hosts;
+  bool operator==(const Cluster&) const = default;
+
+  const Host& gateway() const;         // REQUIRES: validated: exactly one host leads
+  std::vector<Host> workers() const;   // in file order: worker i of the code is workers()[i]
+  const Host* find(std::string_view host) const;
+};
+
+// Reads and validates a cluster file. Every fault is one line naming file, line and key: unknown keys, wrong types, two
+// hosts of one name or one address and port, no gateway, n that is not the number of workers, k outside 1..n.
+Expected<Cluster> load_cluster(const std::filesystem::path& file);
+Expected<Cluster> parse_cluster(std::string_view toml, const std::filesystem::path& file);
+
+// The file that reads back as this value.
+std::string to_toml(const Cluster& cluster);
+
+}  // namespace coppice::runtime
