@@ -24,6 +24,7 @@
 namespace coppice::actors {
 
 struct DecoderOptions {
+  std::vector<std::string> workers;  // host names: a response counts only under its own worker's key
   coding::CodeShape shape;
   coding::Generator generator;
   coding::Decoder decoder;

@@ -1,5 +1,5 @@
+#include <bit>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "actors/actors.hpp"
 #include "actors/gather.hpp"
@@ -30,7 +30,7 @@ struct State {
   std::vector<LatencyBook> books;
   caf::actor supervisor;
   bool timer_armed = false;
-  std::uint64_t no_response = 0, not_finite = 0;
+  std::uint64_t no_response = 0, not_finite = 0, impostors = 0;
 };
 
 // A response with a number that is not finite is its worker's fault: it is set aside and the rest decoded.
@@ -72,7 +72,7 @@ std::string status(const State& state, const std::string& draft) {
                       {"no_response", state.no_response}, {"in_flight", state.table.in_flight()}};
   json["responses"] = {{"late", c.late},           {"duplicate", c.duplicate}, {"stale_epoch", c.stale_epoch},
                        {"unknown_request", c.unknown_request}, {"bad_shape", c.bad_shape},
-                       {"not_finite", state.not_finite}};
+                       {"not_finite", state.not_finite},       {"impostors", state.impostors}};
   for (std::size_t i = 0; i < state.books.size() && i < json["workers"].size(); ++i) {
     const auto& book = state.books[i];
     json["workers"][i]["responses"] = book.count();
@@ -105,6 +105,10 @@ caf::behavior behave(Self* self, const std::shared_ptr<State>& state) {
         auto* response = std::get_if<CodedResponse>(&delivery.message);
         if (!response) return;
         const auto worker = response->worker;
+        if (worker >= state->options.workers.size() || state->options.workers[worker] != delivery.from.name) {
+          ++state->impostors;  // one worker answering as another
+          return;
+        }
         auto taken = state->table.on_response(std::move(*response), now());
         if (taken.latency) state->books[worker].add(*taken.latency);
         if (!taken.completion) return;

@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
-"""Makes the shipped Fashion-MNIST nets: a base, five class-parallel sub-nets, companions, a control.
+"""Makes the shipped Fashion-MNIST nets: base, class-parallel sub-nets, companions, control.
 
-Recipe
-  sensAI (Wang et al., MLSys 2021): give each worker a small net that scores a few classes only.
-  Here the sub-nets are not pruned and retrained one by one. They are trained from scratch and
-  jointly, by one softmax over the ten scores of all five, with distillation from the base. Only
-  scores and their gradients cross between sub-nets, so this is itself class-parallel training.
-  Companions are whole ten-class nets of a worker's size; they answer for lost sub-nets. The
-  control is one more such net: what a user would run instead with the same compute a worker.
+From sensAI (Wang et al., MLSys 2021): give each worker a small net that scores a few classes only.
+Here the sub-nets are not pruned and retrained one by one. They are trained from scratch and
+jointly, by one softmax over the ten scores of all five, with distillation from the base. Only
+scores and their gradients cross between sub-nets, so this is itself class-parallel training.
+Companions are whole ten-class nets of a worker's size; they answer for lost sub-nets. The
+control is one more such net: what a user would run instead with the same compute a worker.
 
 The last 5,000 training images are held out: never trained on, used to fit decoders and to choose.
 The test images are scored once, at the end, from the exported ONNX files.
 
-  train.py --data DIR --out DIR --seed 0        train one seed; writes *.onnx, nets.json, figures.json
-  train.py --aggregate DIR DIR ...              paired differences to the base over several seeds
+  train.py --data DIR --out DIR --seed 0    train; writes *.onnx, nets.json and figures.json
+  train.py --aggregate DIR DIR ...          differences to the base, paired over seeds
 """
 import argparse
 import gzip
@@ -28,16 +27,22 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
            "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 GROUPS = [[0, 6], [1, 3], [2, 4], [5, 7], [8, 9]]   # classes that look alike share a sub-net
+COLUMN_OF_CLASS = [sum(GROUPS, []).index(c) for c in range(10)]
 WORKERS = [f"subnet{i}" for i in range(len(GROUPS))] + ["companion0", "companion1"]
+JUDGED = ["base", "joined", "control", "companion0", "companion1"]
 BASE_WIDTHS = (16, 16, 32, 32, 64, 64)
 WORKER_WIDTHS = (8, 8, 16, 16, 32, 32)
 MEAN, STD, SIDE, PAD = 0.2860, 0.3530, 28, 2
 HELD_OUT, BATCH, PEAK_LR, TEMPERATURE = 5000, 128, 0.15, 3.0
-WORKER_MACS_MAX = 0.26                              # of the base's
 T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Student t, 1..9 d.o.f.
 
 
@@ -87,8 +92,8 @@ def vgg(widths, outputs, seed):
                    nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         layers += [nn.MaxPool2d(2)] if i % 2 else []
         channels = width
-    layers += [nn.Flatten(), nn.Linear(9 * channels, outputs)]
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(9 * channels, outputs))
+    return net.to(memory_format=torch.channels_last)
 
 
 def macs(widths, outputs):
@@ -98,9 +103,6 @@ def macs(widths, outputs):
         total += side * side * 9 * channels * width
         side, channels = side // 2 if i % 2 else side, width
     return total
-
-
-COLUMN_OF_CLASS = [sum(GROUPS, []).index(c) for c in range(10)]
 
 
 def join(outputs):
@@ -122,8 +124,7 @@ def train(name, nets, loss_of, batches, epochs, watch):
     sgd = torch.optim.SGD(parameters, lr=PEAK_LR, momentum=0.9, nesterov=True, weight_decay=5e-4)
     cycle = torch.optim.lr_scheduler.OneCycleLR(sgd, PEAK_LR, total_steps=steps, pct_start=0.2)
     for epoch in range(1, epochs + 1):
-        for net in nets:
-            net.train()
+        nn.ModuleList(nets).train()
         for images, labels in batches.epoch():
             sgd.zero_grad()
             loss = loss_of(images, labels)
@@ -150,7 +151,9 @@ def percent(scores, labels):
 
 def make_nets(args, batches, held_images, held_labels):
     """Trains everything; returns {file name: net}."""
-    held = lambda net: percent(scores_of(net, held_images), held_labels)
+    def held(net):
+        return percent(scores_of(net, held_images), held_labels)
+
     base = vgg(BASE_WIDTHS, 10, args.seed * 100)
     train("base", [base], lambda x, y: F.cross_entropy(base(x), y), batches, args.base_epochs,
           lambda: f"{held(base):.2f}")
@@ -158,7 +161,7 @@ def make_nets(args, batches, held_images, held_labels):
 
     subnets = [vgg(WORKER_WIDTHS, len(g), args.seed * 100 + 1 + i) for i, g in enumerate(GROUPS)]
     wholes = {name: vgg(WORKER_WIDTHS, 10, args.seed * 100 + 11 + i)
-              for i, name in enumerate(["control", "companion0", "companion1"])}
+              for i, name in enumerate(JUDGED[2:])}
 
     def loss_of(images, labels):
         with torch.no_grad():
@@ -182,7 +185,7 @@ def export(net, path):
                       dynamic_axes={"image": {0: "N"}, "scores": {0: "N"}})
     model = onnx.load(str(path))
     onnx.checker.check_model(model, full_check=True)
-    assert not any(node.op_type == "BatchNormalization" for node in model.graph.node)
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
     assert path.stat().st_size < 400_000
 
 
@@ -207,8 +210,7 @@ def fit_logistic(x, y, l2):
     mean, spread = x.mean(0), x.std(0)
     z, weight = (x - mean) / spread, torch.zeros(x.shape[1] + 1, 10, dtype=torch.float64)
     weight.requires_grad_()
-    solver = torch.optim.LBFGS([weight], max_iter=200, tolerance_grad=1e-6,
-                               line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
 
     def objective():
         solver.zero_grad()
@@ -223,11 +225,9 @@ def fit_logistic(x, y, l2):
 
 def choose_l2(x, y, folds=5):
     """The penalty with the least cross-validated log-loss."""
-    fold = torch.arange(len(y)) % folds
-
     def log_loss(l2):
-        return sum(F.cross_entropy(fit_logistic(x[fold != f], y[fold != f], l2)(x[fold == f]),
-                                   y[fold == f]).item() for f in range(folds))
+        parts = [torch.arange(len(y)) % folds == f for f in range(folds)]
+        return sum(F.cross_entropy(fit_logistic(x[~p], y[~p], l2)(x[p]), y[p]) for p in parts)
 
     return min([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1], key=log_loss)
 
@@ -240,72 +240,60 @@ def decode_missing(held, held_labels, test, test_labels):
     for count in range(3):
         accuracy = {}
         for lost in itertools.combinations(range(len(held)), count):
-            x, t = [torch.cat([s for i, s in enumerate(scores) if i not in lost], 1)
-                    for scores in (held, test)]
-            accuracy[lost] = percent(fit_logistic(x, held_labels, l2)(t), test_labels)
+            here = [i for i in range(len(held)) if i not in lost]
+            decoder = fit_logistic(torch.cat([held[i] for i in here], 1), held_labels, l2)
+            accuracy[lost] = percent(decoder(torch.cat([test[i] for i in here], 1)), test_labels)
         worst = min(accuracy, key=accuracy.get)
         rows.append({"count": count, "patterns": len(accuracy),
                      "mean": round(statistics.mean(accuracy.values()), 3),
-                     "worst": round(accuracy[worst], 2), "worst_pattern": list(worst)})
+                     "worst": round(accuracy[worst], 2), "worst_pattern": worst})
         print(f"decoder, {count} missing: {rows[-1]}", flush=True)
-    return {"kind": "logistic regression per arrival set", "l2": l2,
-            "workers": WORKERS, "missing": rows}
-
-
-def cpu_name():
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return names[0] if names else platform.machine()
+    return {"kind": "logistic per arrival set", "l2": l2, "workers": WORKERS, "missing": rows}
 
 
 def measure(args, nets, held, test, max_error, seconds):
     """held, test: (normalised images, labels). All accuracies in percent, from the ONNX files."""
     scores = {part: {name: onnx_scores(args.out / f"{name}.onnx", images) for name in nets}
               for part, (images, _) in (("held_out", held), ("test", test))}
-    accuracy = {}
+    accuracy, files, cpuinfo = {}, {}, Path("/proc/cpuinfo").read_text()
     for part, labels in (("held_out", held[1]), ("test", test[1])):
-        of = scores[part]
-        of["joined"] = join([of[name] for name in WORKERS[:5]])
-        accuracy[part] = {name: round(percent(of[name], labels), 2) for name in
-                          ("base", "joined", "control", "companion0", "companion1")}
+        of = scores[part] | {"joined": join([scores[part][name] for name in WORKERS[:5]])}
+        accuracy[part] = {name: round(percent(of[name], labels), 2) for name in JUDGED}
         print(f"{part}: {accuracy[part]}", flush=True)
-    files = {}
     for name, net in nets.items():
         widths = BASE_WIDTHS if name == "base" else WORKER_WIDTHS
         path = args.out / f"{name}.onnx"
-        files[path.name] = {"macs": macs(widths, net[-1].out_features), "bytes": path.stat().st_size,
+        files[path.name] = {"macs": macs(widths, net[-1].out_features),
                             "parameters": sum(p.numel() for p in net.parameters()),
+                            "bytes": path.stat().st_size,
                             "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    worker_macs = max(files[f"{name}.onnx"]["macs"] for name in WORKERS)
+    lists = [[scores[part][name] for name in WORKERS] for part in ("held_out", "test")]
     return {"schema": 1, "data": "fashion-mnist", "seed": args.seed,
-            "split": {"train": 60000 - HELD_OUT, "held_out": HELD_OUT, "test": 10000},
             "input": {"shape": [1, SIDE, SIDE], "mean": MEAN, "std": STD},
+            "split": {"train": 60000 - HELD_OUT, "held_out": HELD_OUT, "test": 10000},
             "recipe": {"base_epochs": args.base_epochs, "epochs": args.epochs, "batch": BATCH,
                        "peak_lr": PEAK_LR, "momentum": 0.9, "weight_decay": 5e-4,
                        "temperature": TEMPERATURE, "augmentation": "pad 2 and crop, flip"},
-            "accuracy": accuracy,
-            "decoder": decode_missing([scores["held_out"][w] for w in WORKERS], held[1],
-                                      [scores["test"][w] for w in WORKERS], test[1]),
-            "worker_macs_fraction": round(max(f["macs"] for k, f in files.items()
-                                              if k != "base.onnx") / files["base.onnx"]["macs"], 4),
+            "accuracy": accuracy, "decoder": decode_missing(lists[0], held[1], lists[1], test[1]),
+            "worker_macs_fraction": round(worker_macs / files["base.onnx"]["macs"], 4),
             "onnxruntime_max_abs_error": max_error, "files": files,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                         "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__,
-                         "numpy": np.__version__},
-            "machine": {"cpu": cpu_name(), "capability": torch.backends.cpu.get_cpu_capability(),
-                        "threads": torch.get_num_threads()},
+            "versions": {"python": platform.python_version(),
+                         **{m.__name__: m.__version__ for m in (torch, onnx, onnxruntime, np)}},
+            "machine": {"cpu": re.findall(r"model name\s*: (.*)|$", cpuinfo)[0],
+                        "isa": torch.backends.cpu.get_cpu_capability(), "threads": args.threads},
             "training_seconds": round(seconds)}
 
 
 def aggregate(folders):
-    """Prints each seed's differences to the base on the test set, their mean and 95 % t-interval."""
+    """Prints each seed's difference to the base on the test set, the mean, a 95 % t-interval."""
     runs = [json.loads((folder / "figures.json").read_text()) for folder in folders]
 
     def values(run):
         test, missing = run["accuracy"]["test"], run["decoder"]["missing"]
-        row = {k: test[k] for k in ("joined", "control", "companion0", "companion1")}
-        row["decoded, all seven"] = missing[0]["mean"]
-        for m in missing[1:]:
-            row[f"decoded, {m['count']} missing, mean"] = m["mean"]
-            row[f"decoded, {m['count']} missing, worst"] = m["worst"]
+        row = {name: test[name] for name in JUDGED[1:]}
+        for m in missing:
+            row |= {f"decoded, {m['count']} missing, {key}": m[key] for key in ("mean", "worst")}
         return {"base itself": test["base"], **{k: v - test["base"] for k, v in row.items()},
                 "joined minus control": test["joined"] - test["control"]}
 
@@ -313,19 +301,16 @@ def aggregate(folders):
     print("test accuracy less the base's, points; seeds " + " ".join(str(r["seed"]) for r in runs))
     for key in rows[0]:
         sample = [row[key] for row in rows]
-        line = (f"{key:28s} " + " ".join(f"{v:7.2f}" for v in sample)
-                + f"   mean {statistics.mean(sample):7.3f}")
+        half = math.nan
         if 2 <= len(sample) <= len(T_975) + 1:
             half = T_975[len(sample) - 2] * statistics.stdev(sample) / math.sqrt(len(sample))
-            line += f" +- {half:.3f}"
-        print(line)
+        print(f"{key:28s} " + " ".join(f"{v:7.2f}" for v in sample)
+              + f"   mean {statistics.mean(sample):7.3f} +- {half:.3f}")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"),
-                        help="folder of the four gzipped IDX files")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base-epochs", type=int, default=15)
@@ -336,15 +321,9 @@ def main():
     if args.aggregate:
         return aggregate(args.aggregate)
 
-    global torch, nn, F, onnx, onnxruntime      # slow to import, and --aggregate needs none of them
-    import onnx
-    import onnxruntime
-    import torch
-    import torch.nn.functional as F
-    from torch import nn
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
-    assert macs(WORKER_WIDTHS, 10) <= WORKER_MACS_MAX * macs(BASE_WIDTHS, 10)
+    assert macs(WORKER_WIDTHS, 10) <= 0.26 * macs(BASE_WIDTHS, 10)
 
     start = time.time()
     images, labels = load(args.data, "train")
@@ -355,9 +334,10 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     max_error = 0.0
     for name, net in nets.items():
-        export(net, args.out / f"{name}.onnx")
-        error = (onnx_scores(args.out / f"{name}.onnx", held[0]) - scores_of(net, held[0])).abs().max()
-        max_error = max(max_error, error.item())
+        path = args.out / f"{name}.onnx"
+        export(net, path)
+        difference = onnx_scores(path, held[0]) - scores_of(net, held[0])
+        max_error = max(max_error, difference.abs().max().item())
     assert max_error < 1e-4, f"ONNX Runtime differs from PyTorch by {max_error}"
     images, labels = load(args.data, "t10k")
     figures = measure(args, nets, held, (normalise(images), labels), max_error, seconds)

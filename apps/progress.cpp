@@ -1,0 +1,43 @@
+#include "apps/progress.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+
+namespace coppice::apps {
+
+Progress::Progress(std::string label, std::int64_t total)
+    : label_(std::move(label)), total_(std::max<std::int64_t>(total, 1)), terminal_(::isatty(STDERR_FILENO) == 1),
+      begun_(std::chrono::steady_clock::now()) {}
+
+Progress::~Progress() {
+  if (terminal_ && drawn_) std::fputc('\n', stderr);
+}
+
+void Progress::at(std::int64_t done) {
+  // A terminal sees every percent, a log every ten.
+  const std::int64_t step = done * 100 / total_ / (terminal_ ? 1 : 10);
+  if (step == shown_) return;
+  shown_ = step;
+  if (terminal_ || step > 0) draw(done);
+}
+
+void Progress::draw(std::int64_t done) {
+  drawn_ = true;
+  const double share = static_cast<double>(done) / static_cast<double>(total_);
+  const double spent = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
+  const double left = share > 0 ? spent * (1 - share) / share : 0;
+  if (terminal_) {
+    constexpr int kWidth = 30;
+    const int filled = static_cast<int>(share * kWidth);
+    std::fprintf(stderr, "\r%-34s [%s%s] %3.0f %%  %4.0f s left ", label_.c_str(),
+                 std::string(static_cast<std::size_t>(filled), '#').c_str(),
+                 std::string(static_cast<std::size_t>(kWidth - filled), '.').c_str(), share * 100, left);
+  } else {
+    std::fprintf(stderr, "%s: %.0f %% (%.1f s)\n", label_.c_str(), share * 100, spent);
+  }
+  std::fflush(stderr);
+}
+
+}  // namespace coppice::apps

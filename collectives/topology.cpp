@@ -1,0 +1,149 @@
+#include "collectives/topology.hpp"
+
+#include <algorithm>
+#include <array>
+#include <unordered_set>
+
+#include "collectives/text.hpp"
+
+namespace coppice::collectives {
+namespace {
+
+constexpr std::size_t kDenominatorBitsMax = 4096;
+
+tl::unexpected<Error> error(ErrorCode code, std::string what) {
+  return tl::unexpected(Error{code, std::move(what)});
+}
+
+// Digits in base 2, so that nothing has to be printed to be measured.
+bool too_long(const mpz_class& value) {
+  static const mpz_class limit = [] {
+    mpz_class power;
+    mpz_ui_pow_ui(power.get_mpz_t(), 10, 2 * kDigitsMax);
+    return power;
+  }();
+  return abs(value) > limit;
+}
+
+Expected<void> validate_nodes(const Topology& topology) {
+  if (topology.nodes.size() > kNodesMax) {
+    return error(ErrorCode::malformed, "more than " + std::to_string(kNodesMax) + " nodes");
+  }
+  std::unordered_set<std::string_view> seen;
+  bool has_host = false;
+  for (const Node& node : topology.nodes) {
+    if (node.id.empty()) return error(ErrorCode::malformed, "a node has an empty id");
+    if (node.id.size() > kNameBytesMax) return error(ErrorCode::malformed, "node " + quoted(node.id) + ": id too long");
+    if (!seen.insert(node.id).second) return error(ErrorCode::duplicate_node, "two nodes are named " + quoted(node.id));
+    has_host = has_host || !node.is_switch;
+  }
+  if (!has_host) return error(ErrorCode::malformed, "there is no host among the nodes");
+  return {};
+}
+
+std::string named(std::size_t link) { return "link " + std::to_string(link); }
+
+Expected<void> validate_link(const Topology& topology, std::size_t index) {
+  const Link& link = topology.links[index];
+  const int count = static_cast<int>(topology.nodes.size());
+  for (const int end : {link.from, link.to}) {
+    if (end < 0 || end >= count) {
+      return error(ErrorCode::unknown_node, named(index) + ": there is no node " + std::to_string(end));
+    }
+  }
+  const std::string ends = named(index) + ", " + quoted(topology.nodes[static_cast<std::size_t>(link.from)].id) +
+                           " to " + quoted(topology.nodes[static_cast<std::size_t>(link.to)].id);
+  if (link.from == link.to) return error(ErrorCode::malformed, ends + ": joins a node to itself");
+  if (sgn(link.capacity) <= 0) return error(ErrorCode::bad_capacity, ends + ": capacity must be above zero");
+  if (too_long(link.capacity.get_num()) || too_long(link.capacity.get_den())) {
+    return error(ErrorCode::bad_capacity, ends + ": capacity has too many digits");
+  }
+  for (const auto& text : {std::optional(link.kind), link.from_address, link.to_address}) {
+    if (text && text->size() > kNameBytesMax) return error(ErrorCode::malformed, ends + ": a text is too long");
+  }
+  return {};
+}
+
+}  // namespace
+
+Expected<void> validate(const Topology& topology) {
+  if (topology.name.size() > kNameBytesMax || topology.unit.size() > kNameBytesMax) {
+    return error(ErrorCode::malformed, "the topology's name or unit is too long");
+  }
+  if (auto nodes = validate_nodes(topology); !nodes) return nodes;
+  if (topology.links.size() > kLinksMax) {
+    return error(ErrorCode::malformed, "more than " + std::to_string(kLinksMax) + " links");
+  }
+  mpz_class common = 1;
+  for (std::size_t index = 0; index < topology.links.size(); ++index) {
+    if (auto link = validate_link(topology, index); !link) return link;
+    common = lcm(common, topology.links[index].capacity.get_den());
+    if (mpz_sizeinbase(common.get_mpz_t(), 2) > kDenominatorBitsMax) {
+      return error(ErrorCode::bad_capacity, named(index) + ": the capacities have too many different denominators");
+    }
+  }
+  return {};
+}
+
+Topology single_switch(const std::vector<std::string>& hosts) {
+  Topology topology{.name = "single switch", .unit = "links", .nodes = {}, .links = {}};
+  std::string middle = "switch";
+  while (std::ranges::find(hosts, middle) != hosts.end()) middle += '_';
+  const int centre = static_cast<int>(hosts.size());
+  for (int host = 0; host < centre; ++host) {
+    topology.nodes.push_back({.id = hosts[static_cast<std::size_t>(host)], .is_switch = false});
+    Link link;
+    link.from = host;
+    link.to = centre;
+    link.capacity = 1;
+    topology.links.push_back(std::move(link));
+  }
+  topology.nodes.push_back({.id = std::move(middle), .is_switch = true});
+  return topology;
+}
+
+std::optional<int> find_node(const Topology& topology, std::string_view id) {
+  const auto found = std::ranges::find(topology.nodes, id, &Node::id);
+  if (found == topology.nodes.end()) return std::nullopt;
+  return static_cast<int>(found - topology.nodes.begin());
+}
+
+std::vector<int> hosts(const Topology& topology) {
+  std::vector<int> found;
+  for (std::size_t node = 0; node < topology.nodes.size(); ++node) {
+    if (!topology.nodes[node].is_switch) found.push_back(static_cast<int>(node));
+  }
+  return found;
+}
+
+std::optional<int> link_between(const Topology& topology, int from, int to) {
+  const auto found = std::ranges::find_if(topology.links, [&](const Link& link) {
+    return (link.from == from && link.to == to) || (link.duplex && link.from == to && link.to == from);
+  });
+  if (found == topology.links.end()) return std::nullopt;
+  return static_cast<int>(found - topology.links.begin());
+}
+
+std::optional<Rational> unit_bytes_per_s(std::string_view unit) {
+  Rational bytes = 1;
+  if (unit.ends_with("bit/s")) {
+    unit.remove_suffix(5);
+    bytes = Rational(1, 8);
+  } else if (unit.ends_with("B/s")) {
+    unit.remove_suffix(3);
+  } else {
+    return std::nullopt;
+  }
+  const bool binary = unit.ends_with('i');
+  if (binary) unit.remove_suffix(1);
+  if (unit.empty()) return binary ? std::nullopt : std::optional(bytes);
+  // Both "k" and "K" are in use for a thousand.
+  constexpr std::array<std::string_view, 4> kPrefixes = {"kK", "M", "G", "T"};
+  for (const std::string_view prefix : kPrefixes) {
+    bytes *= binary ? 1024 : 1000;
+    if (unit.size() == 1 && prefix.find(unit.front()) != std::string_view::npos) return bytes;
+  }
+  return std::nullopt;
+}
+
+}  // namespace coppice::collectives

@@ -1,0 +1,283 @@
+#include "runtime/node.hpp"
+
+#include <openssl/evp.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <caf/all.hpp>
+#include <thread>
+
+#include "actors/actors.hpp"
+#include "actors/faults.hpp"
+#include "actors/type_ids.hpp"
+#include "gpu/device.hpp"
+#include "gpu/onnx.hpp"
+#include "runtime/model.hpp"
+#include "runtime/scheduler.hpp"
+#include "runtime/transport.hpp"
+
+namespace coppice::runtime {
+namespace {
+
+using namespace actors;
+
+std::string sha256_hex(std::span<const std::byte> bytes) {
+  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+  unsigned int size = 0;
+  EVP_Digest(bytes.data(), bytes.size(), digest.data(), &size, EVP_sha256(), nullptr);
+  std::string hex;
+  for (unsigned int i = 0; i < size; ++i) hex += fmt::format("{:02x}", digest[i]);
+  return hex;
+}
+
+// ---- a worker's net ------------------------------------------------------------------------------------------------
+
+class DeviceNet final : public NetPort {
+ public:
+  // The device outlives what it compiled.
+  DeviceNet(std::unique_ptr<gpu::Device> device, std::unique_ptr<gpu::CompiledNet> net)
+      : device_(std::move(device)), net_(std::move(net)) {}
+
+  std::optional<std::string> run(std::span<const float> item, Floats& scores) override {
+    scores.resize(static_cast<std::size_t>(net_->output_elements()));
+    const auto ran = net_->run(item, scores);
+    return ran ? std::nullopt : std::optional(ran.error().what);
+  }
+  std::size_t input_elements() const override { return static_cast<std::size_t>(net_->input_elements()); }
+
+ private:
+  std::unique_ptr<gpu::Device> device_;
+  std::unique_ptr<gpu::CompiledNet> net_;
+};
+
+tl::expected<LoadedNet, std::string> load_net(std::span<const std::byte> bytes, std::uint32_t worker,
+                                              const std::string& device_spec) {
+  auto model = unbundle(bytes);
+  if (!model) return tl::unexpected(model.error().what);
+  const auto& manifest = model->manifest;
+  if (worker >= manifest.workers.size())
+    return tl::unexpected("the model has " + std::to_string(manifest.workers.size()) + " workers, this is number " +
+                          std::to_string(worker + 1));
+  const auto& own = manifest.workers[worker];
+  auto network = gpu::parse_onnx(model->files[own.file], own.file);
+  if (!network) return tl::unexpected(network.error().what);
+  auto device = gpu::make_device(device_spec, {});
+  if (!device) return tl::unexpected(device.error().what);
+  auto net = (*device)->compile(*network, {});
+  if (!net) return tl::unexpected(net.error().what);
+  if ((*net)->output_elements() != static_cast<std::int64_t>(own.classes.size()))
+    return tl::unexpected(own.file + " answers with " + std::to_string((*net)->output_elements()) +
+                          " scores, the manifest says " + std::to_string(own.classes.size()));
+  LoadedNet loaded;
+  loaded.net = std::make_unique<DeviceNet>(std::move(*device), std::move(*net));
+  loaded.rows = manifest.generator.workers[worker];
+  loaded.classes = own.classes;
+  loaded.class_count = manifest.generator.classes;
+  return loaded;
+}
+
+Expected<Model> load_fitting_model(const Cluster& cluster) {
+  if (cluster.model.empty())
+    return bad_input("the cluster file names no model: add model = \"DIR\" (made by `coppice decompose`)");
+  auto model = load_model(cluster.model);
+  if (!model) return model;
+  const auto& manifest = model->manifest;
+  if (manifest.shape != cluster.code.shape || manifest.scheme != cluster.code.scheme)
+    return bad_input(fmt::format("{} is coded as {} ({}, {}), the cluster file says {} ({}, {})",
+                                 cluster.model.string(), coding::name(manifest.scheme), manifest.shape.workers,
+                                 manifest.shape.needed, coding::name(cluster.code.scheme),
+                                 cluster.code.shape.workers, cluster.code.shape.needed));
+  return model;
+}
+
+}  // namespace
+
+struct Node::Parts {
+  NodeOptions options;
+  Host host;
+  std::unique_ptr<caf::actor_system_config> config;
+  std::unique_ptr<caf::actor_system> system;
+  std::shared_ptr<Transport> transport;
+  // Where deliveries go. Set before the transport opens; read on its thread.
+  caf::actor supervisor, decoder, relay, subnet;
+  std::vector<caf::actor> all;
+
+  ~Parts() {
+    for (const auto& actor : all) caf::anon_send_exit(actor, caf::exit_reason::user_shutdown);
+    all.clear();
+    supervisor = decoder = relay = subnet = nullptr;
+    transport.reset();
+    system.reset();
+  }
+
+  // Who may say what: clients ask, workers answer, the gateway gives work, hosts relay.
+  void deliver(Delivery delivery) const {
+    const bool from_host = options.cluster.find(delivery.from.name) != nullptr;
+    const bool from_gateway = delivery.from.name == options.cluster.gateway().name;
+    struct Target {
+      const Parts& parts;
+      bool from_host, from_gateway;
+      const caf::actor* operator()(const InferRequest&) const { return &parts.supervisor; }
+      const caf::actor* operator()(const StatusRequest&) const { return &parts.supervisor; }
+      const caf::actor* operator()(const FaultRequest&) const { return &parts.supervisor; }
+      const caf::actor* operator()(const CodedResponse&) const { return from_host ? &parts.decoder : nullptr; }
+      const caf::actor* operator()(const WorkItem&) const { return from_gateway ? &parts.subnet : nullptr; }
+      const caf::actor* operator()(const TransferOpen&) const { return from_host ? &parts.relay : nullptr; }
+      const caf::actor* operator()(const WeightChunk&) const { return from_host ? &parts.relay : nullptr; }
+      const caf::actor* operator()(const ChunkAck&) const { return from_host ? &parts.relay : nullptr; }
+      const caf::actor* operator()(const InferReply&) const { return nullptr; }
+      const caf::actor* operator()(const TextReply&) const { return nullptr; }
+    };
+    const auto* target = std::visit(Target{*this, from_host, from_gateway}, delivery.message);
+    if (target && *target) caf::anon_send(*target, std::move(delivery));
+  }
+};
+
+namespace {
+
+// A port for actors that are spawned before the transport is open.
+class LatePort final : public FramePort {
+ public:
+  void open(std::shared_ptr<FramePort> port) {
+    port_ = std::move(port);
+    open_.store(true, std::memory_order_release);
+  }
+  void send(const Peer& to, DataMessage message) override {
+    if (open_.load(std::memory_order_acquire)) port_->send(to, std::move(message));
+  }
+
+ private:
+  std::atomic<bool> open_{false};
+  std::shared_ptr<FramePort> port_;
+};
+
+Expected<void> check_topology(const Cluster& cluster, std::size_t bytes) {
+  std::vector<std::string> names;
+  for (const auto& worker : cluster.workers()) names.push_back(worker.name);
+  const auto relays = plan_relays(cluster, names, bytes);
+  if (!relays) return tl::unexpected(relays.error());
+  return {};
+}
+
+}  // namespace
+
+Node::Node(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+Node::~Node() = default;
+
+Expected<std::unique_ptr<Node>> Node::start(NodeOptions options) {
+  const auto* host = options.cluster.find(options.name);
+  if (!host) return bad_input("the cluster file has no host named " + options.name);
+  auto identity = load_identity(options.cluster.keys, options.name);
+  if (!identity) return tl::unexpected(identity.error());
+  auto allow = load_allow_list(options.cluster.keys);
+  if (!allow) return tl::unexpected(allow.error());
+  auto config = control_config(*identity, options.control);
+  if (!config) return tl::unexpected(config.error());
+
+  auto parts = std::make_unique<Parts>();
+  parts->options = std::move(options);
+  parts->host = *host;
+  parts->config = std::move(*config);
+  const Cluster& cluster = parts->options.cluster;
+  std::vector<std::string> workers;
+  for (const auto& worker : cluster.workers()) workers.push_back(worker.name);
+
+  std::optional<Model> model;
+  std::shared_ptr<const std::vector<std::byte>> weights;
+  if (parts->host.gateway) {
+    auto loaded = load_fitting_model(cluster);
+    if (!loaded) return tl::unexpected(loaded.error());
+    model = std::move(*loaded);
+    weights = std::make_shared<const std::vector<std::byte>>(bundle(*model));
+    if (auto planned = check_topology(cluster, weights->size()); !planned) return tl::unexpected(planned.error());
+  }
+
+  parts->system = std::make_unique<caf::actor_system>(*parts->config);
+  auto& system = *parts->system;
+  const auto port = std::make_shared<LatePort>();
+  const TreeRelayOptions relay_options{parts->options.name, {}, sha256_hex};
+  caf::actor membership;
+  if (parts->host.gateway) {
+    const auto& manifest = model->manifest;
+    membership = spawn_membership(system, workers);
+    parts->relay = spawn_tree_relay(system, relay_options, port, nullptr);
+    parts->decoder = spawn_decoder(
+        system, {workers, manifest.shape, manifest.generator, manifest.decoder, cluster.code.deadline}, port);
+    SupervisorOptions supervise;
+    supervise.cluster = cluster.name;
+    supervise.workers = workers;
+    supervise.shape = manifest.shape;
+    supervise.item_elements = static_cast<std::size_t>(gpu::elements(manifest.input));
+    supervise.weights = weights;
+    supervise.weights_sha256 = sha256_hex(*weights);
+    supervise.plan_tree = [cluster, size = weights->size()](const std::vector<std::string>& members) {
+      auto relays = plan_relays(cluster, members, size);
+      if (!relays) spdlog::error("{}", relays.error().what);
+      return relays ? std::move(*relays) : std::vector<RelayNode>{};
+    };
+    supervise.spread_faults = [allowed = cluster.faults_allowed,
+                               membership](const std::string& spec) -> tl::expected<void, std::string> {
+      if (!allowed) return tl::unexpected(std::string("this cluster takes no faults: set allow_faults = true in its file"));
+      if (auto parsed = parse_faults(spec); !parsed) return tl::unexpected(parsed.error());
+      caf::anon_send(membership, SetFaults{spec, 0, 0});
+      return {};
+    };
+    parts->supervisor = spawn_supervisor(system, std::move(supervise), port, parts->decoder, parts->relay);
+    attach_supervisor(membership, parts->supervisor);
+    parts->all = {membership, parts->relay, parts->decoder, parts->supervisor};
+  } else {
+    const auto place = static_cast<std::uint32_t>(
+        std::find(workers.begin(), workers.end(), parts->options.name) - workers.begin());
+    const WorkerOptions work{parts->options.name, place, static_cast<std::uint32_t>(workers.size()),
+                             [place, device = parts->host.device](std::span<const std::byte> bytes) {
+                               return load_net(bytes, place, device);
+                             }};
+    membership = spawn_member(system, parts->options.name, cluster.gateway());
+    const auto encoder = spawn_encoder(system, work, port);
+    parts->subnet = spawn_subnet(system, work, encoder, membership);
+    parts->relay = spawn_tree_relay(system, relay_options, port, &parts->subnet);
+    attach_workers(membership, parts->subnet, encoder);
+    parts->all = {membership, encoder, parts->subnet, parts->relay};
+  }
+
+  TransportOptions transport;
+  transport.identity = std::move(*identity);
+  transport.allow = std::move(*allow);
+  transport.bind_address = parts->host.address;
+  transport.port = parts->host.port;
+  transport.hosts = cluster.hosts;
+  auto opened = Transport::open(std::move(transport), [raw = parts.get()](Delivery d) { raw->deliver(std::move(d)); });
+  if (!opened) return tl::unexpected(opened.error());
+  parts->transport = std::move(*opened);
+  port->open(parts->transport);
+  if (parts->host.gateway)
+    if (auto published = publish_membership(system, membership, parts->host); !published)
+      return tl::unexpected(published.error());
+  return std::unique_ptr<Node>(new Node(std::move(parts)));
+}
+
+Expected<void> run_node(NodeOptions options) {
+  // Blocked before any thread starts, so that only sigwait below ever takes them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  const std::string name = options.name;
+  auto node = Node::start(std::move(options));
+  if (!node) return tl::unexpected(node.error());
+  spdlog::info("{} is up (process {})", name, ::getpid());
+  int taken = 0;
+  sigwait(&signals, &taken);
+  spdlog::info("{} stops", name);
+  // A library that hangs at exit must not keep the node alive.
+  std::thread([] {
+    std::this_thread::sleep_for(std::chrono::seconds{3});
+    ::_exit(0);
+  }).detach();
+  node->reset();
+  return {};
+}
+
+}  // namespace coppice::runtime

@@ -1,0 +1,125 @@
+#include "runtime/offline.hpp"
+
+#include <algorithm>
+
+#include "gpu/device.hpp"
+#include "gpu/onnx.hpp"
+
+namespace coppice::runtime {
+namespace {
+
+struct Running {
+  std::unique_ptr<gpu::Device> device;
+  std::unique_ptr<gpu::CompiledNet> net;
+};
+
+Expected<Running> compile(const gpu::Network& network) {
+  Running running;
+  auto device = gpu::make_cpu_device({});
+  if (!device) return failed(device.error().what);
+  running.device = std::move(*device);
+  auto net = running.device->compile(network, {});
+  if (!net) return failed(network.name + ": " + net.error().what);
+  running.net = std::move(*net);
+  return running;
+}
+
+Expected<void> fits(const gpu::CompiledNet& net, const gpu::Dataset& data, const std::string& name) {
+  if (net.input_elements() != gpu::elements(data.item))
+    return bad_input(name + " takes " + std::to_string(net.input_elements()) + " numbers an item, the data has " +
+                     gpu::to_string(data.item));
+  return {};
+}
+
+}  // namespace
+
+Expected<OfflineResponses> run_offline(const Model& model, const gpu::Dataset& data, const OfflineProgress& progress) {
+  const auto& manifest = model.manifest;
+  const auto classes = static_cast<std::size_t>(manifest.generator.classes);
+  const auto width = static_cast<std::size_t>(manifest.generator.total_floats());
+  OfflineResponses out{data.count(), std::vector<float>(static_cast<std::size_t>(data.count()) * width)};
+  const std::int64_t total = data.count() * static_cast<std::int64_t>(manifest.workers.size());
+  std::int64_t done = 0;
+  std::size_t column = 0;
+  std::vector<float> item(static_cast<std::size_t>(gpu::elements(data.item)));
+  for (std::size_t w = 0; w < manifest.workers.size(); ++w) {
+    const auto& worker = manifest.workers[w];
+    const auto& rows = manifest.generator.workers[w];
+    auto network = gpu::parse_onnx(model.files.at(worker.file), worker.file);
+    if (!network) return bad_input(network.error().what);
+    auto running = compile(*network);
+    if (!running) return tl::unexpected(running.error());
+    if (auto ok = fits(*running->net, data, worker.file); !ok) return tl::unexpected(ok.error());
+    std::vector<float> scores(static_cast<std::size_t>(running->net->output_elements()));
+    if (scores.size() != worker.classes.size())
+      return bad_input(worker.file + " answers with " + std::to_string(scores.size()) + " scores, the manifest says " +
+                       std::to_string(worker.classes.size()));
+    std::vector<float> z(classes, 0.0F);
+    for (std::int64_t i = 0; i < data.count(); ++i) {
+      gpu::item(data, i, manifest.normalisation, item);
+      if (auto ran = running->net->run(item, scores); !ran) return failed(ran.error().what);
+      for (std::size_t c = 0; c < scores.size(); ++c) z[static_cast<std::size_t>(worker.classes[c])] = scores[c];
+      const auto y = coding::encode(rows, z);
+      std::copy(y.begin(), y.end(), out.values.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(i) * width + column));
+      if (progress && ++done % 1'000 == 0) progress(done, total);
+    }
+    column += static_cast<std::size_t>(rows.floats);
+  }
+  if (progress) progress(total, total);
+  return out;
+}
+
+Expected<std::vector<float>> run_net(const gpu::Network& network, const gpu::Dataset& data,
+                                     const gpu::Normalisation& normalisation, const OfflineProgress& progress) {
+  auto running = compile(network);
+  if (!running) return tl::unexpected(running.error());
+  if (auto ok = fits(*running->net, data, network.name); !ok) return tl::unexpected(ok.error());
+  const auto width = static_cast<std::size_t>(running->net->output_elements());
+  std::vector<float> out(static_cast<std::size_t>(data.count()) * width);
+  std::vector<float> item(static_cast<std::size_t>(gpu::elements(data.item)));
+  for (std::int64_t i = 0; i < data.count(); ++i) {
+    gpu::item(data, i, normalisation, item);
+    auto ran = running->net->run(item, std::span(out).subspan(static_cast<std::size_t>(i) * width, width));
+    if (!ran) return failed(ran.error().what);
+    if (progress && (i + 1) % 1'000 == 0) progress(i + 1, data.count());
+  }
+  return out;
+}
+
+coding::Arrivals arrivals_of(const coding::Generator& generator, const OfflineResponses& responses, std::int64_t item,
+                             coding::ArrivalSet present) {
+  coding::Arrivals arrivals;
+  arrivals.responses.resize(generator.workers.size());
+  const auto* at = responses.values.data() + item * generator.total_floats();
+  for (std::size_t w = 0; w < generator.workers.size(); ++w) {
+    const auto floats = generator.workers[w].floats;
+    if (present >> w & 1U) arrivals.responses[w].assign(at, at + floats);
+    at += floats;
+  }
+  return arrivals;
+}
+
+Expected<std::vector<int>> labels_of(const Manifest& manifest, const OfflineResponses& responses,
+                                     coding::ArrivalSet present) {
+  std::vector<int> labels;
+  labels.reserve(static_cast<std::size_t>(responses.items));
+  for (std::int64_t i = 0; i < responses.items; ++i) {
+    const auto scores = coding::decode(manifest.decoder, manifest.generator,
+                                       arrivals_of(manifest.generator, responses, i, present));
+    if (!scores) return failed(scores.error().what);
+    labels.push_back(scores->label);
+  }
+  return labels;
+}
+
+double accuracy_percent(const std::vector<int>& labels, const std::vector<std::uint8_t>& truth) {
+  std::size_t right = 0;
+  for (std::size_t i = 0; i < labels.size(); ++i) right += labels[i] == truth[i] ? 1 : 0;
+  return labels.empty() ? 0.0 : 100.0 * static_cast<double>(right) / static_cast<double>(labels.size());
+}
+
+int argmax(std::span<const float> scores) {
+  return static_cast<int>(std::max_element(scores.begin(), scores.end()) - scores.begin());
+}
+
+}  // namespace coppice::runtime

@@ -1,0 +1,44 @@
+// runtime/offline.hpp: a decomposed model run over a data set in this process: what every worker would answer, and what
+// any set of them decodes to. The yardstick for accuracy, and the oracle for every answer a cluster gives.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "coding/decoder.hpp"
+#include "gpu/dataset.hpp"
+#include "runtime/error.hpp"
+#include "runtime/model.hpp"
+
+namespace coppice::runtime {
+
+// Called now and then with (items done, items in all).
+using OfflineProgress = std::function<void(std::int64_t done, std::int64_t total)>;
+
+// Coded responses of all workers: [items, total_floats] row-major; row s is worker 0's floats, then worker 1's …
+struct OfflineResponses {
+  std::int64_t items = 0;
+  std::vector<float> values;
+};
+
+Expected<OfflineResponses> run_offline(const Model& model, const gpu::Dataset& data, const OfflineProgress& progress);
+
+// The scores of one plain net: [items, classes].
+Expected<std::vector<float>> run_net(const gpu::Network& net, const gpu::Dataset& data,
+                                     const gpu::Normalisation& normalisation, const OfflineProgress& progress);
+
+// Row `item` as if only the workers of `present` had answered.
+coding::Arrivals arrivals_of(const coding::Generator& generator, const OfflineResponses& responses, std::int64_t item,
+                             coding::ArrivalSet present);
+
+// The decoded label of every item when only `present` answer.
+Expected<std::vector<int>> labels_of(const Manifest& manifest, const OfflineResponses& responses,
+                                     coding::ArrivalSet present);
+
+// Percent of labels that are right. REQUIRES: equal lengths.
+double accuracy_percent(const std::vector<int>& labels, const std::vector<std::uint8_t>& truth);
+
+// Index of the largest, the first among equals.
+int argmax(std::span<const float> scores);
+
+}  // namespace coppice::runtime

@@ -1,0 +1,19 @@
+// runtime/scheduler.hpp: maps a planned tree to the relay actors that carry it: one a node.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "actors/messages.hpp"
+#include "runtime/cluster.hpp"
+#include "runtime/error.hpp"
+
+namespace coppice::runtime {
+
+// The chain of relays for a broadcast of `bytes` from the gateway to `members`: the gateway first, parents before
+// children. The topology is the cluster's file, or one switch between all hosts when it names none.
+// Errors: a topology file that is wrong or does not reach a member.
+Expected<std::vector<actors::RelayNode>> plan_relays(const Cluster& cluster, const std::vector<std::string>& members,
+                                                     std::size_t bytes);
+
+}  // namespace coppice::runtime

@@ -1,0 +1,30 @@
+// runtime/sockets.hpp: how every ZeroMQ socket of the project is set up: the defaults are unbounded in all four ways that
+// matter (message size, heartbeat, linger, handshake).
+#pragma once
+
+#include <string>
+#include <zmq.hpp>
+
+#include "runtime/keys.hpp"
+
+namespace coppice::runtime {
+
+struct SocketLimits {
+  int heartbeat_ms = 500;
+  int frames_max = 4'096;
+};
+
+// Limits for both ends; then one of the two roles.
+void set_limits(zmq::socket_t& socket, const SocketLimits& limits);
+void be_curve_server(zmq::socket_t& socket, const Identity& identity);
+void be_curve_client(zmq::socket_t& socket, const Identity& identity, const std::string& server_public_key);
+
+std::string tcp_endpoint(const std::string& address, std::uint16_t port);
+
+// Head and bulk of one frame, read from a socket; parts beyond are read and refused.
+struct Parts {
+  std::vector<zmq::message_t> parts;
+};
+bool receive_parts(zmq::socket_t& socket, Parts& into);  // false: nothing is there. Never blocks.
+
+}  // namespace coppice::runtime

@@ -1,0 +1,294 @@
+#include "runtime/transport.hpp"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "runtime/sockets.hpp"
+#include "runtime/wire.hpp"
+
+namespace coppice::runtime {
+namespace {
+
+std::span<const std::byte> view(const zmq::message_t& part) {
+  return {static_cast<const std::byte*>(part.data()), part.size()};
+}
+
+zmq::const_buffer buffer(const std::vector<std::byte>& bytes) { return {bytes.data(), bytes.size()}; }
+
+}  // namespace
+
+struct Transport::Io {
+  struct Outgoing {
+    actors::Peer to;
+    Frame frame;
+  };
+  struct Dialled {
+    std::string name;
+    zmq::socket_t socket;
+  };
+
+  TransportOptions options;
+  OnDelivery on_delivery;
+  TransportCounts counts;
+  zmq::context_t context{1};
+  zmq::socket_t zap, router;
+  std::map<std::string, std::unique_ptr<Dialled>> dialled;
+  int wake = -1;
+  std::mutex mutex;
+  std::vector<Outgoing> queue;  // guarded by mutex
+  bool stop = false;            // guarded by mutex
+  std::thread thread;
+
+  ~Io() {
+    if (thread.joinable()) {
+      {
+        const std::lock_guard lock(mutex);
+        stop = true;
+      }
+      ring();
+      thread.join();
+    }
+    if (wake >= 0) ::close(wake);
+  }
+
+  void ring() {
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const auto written = ::write(wake, &one, sizeof one);
+  }
+
+  Expected<void> listen() {
+    wake = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (wake < 0) return failed(std::string("eventfd: ") + std::strerror(errno));
+    zap = zmq::socket_t(context, zmq::socket_type::rep);
+    zap.set(zmq::sockopt::linger, 0);
+    try {
+      // First of all: a CURVE listener without a handler lets every key in.
+      zap.bind("inproc://zeromq.zap.01");
+    } catch (const zmq::error_t& fault) {
+      return failed(std::string("no listener without an authenticator: ") + fault.what());
+    }
+    router = zmq::socket_t(context, zmq::socket_type::router);
+    set_limits(router, {options.heartbeat_ms, options.frames_max});
+    be_curve_server(router, options.identity);
+    const auto endpoint = tcp_endpoint(options.bind_address, options.port);
+    try {
+      router.bind(endpoint);
+    } catch (const zmq::error_t& fault) {
+      return failed("cannot listen on " + endpoint + ": " + fault.what() +
+                    (fault.num() == EADDRINUSE ? "; stop what uses the port or give this host another in the cluster file"
+                                               : "; see this host's address in the cluster file"));
+    }
+    return {};
+  }
+
+  // ---- the I/O thread ----
+
+  void run() {
+    for (;;) {
+      std::vector<zmq::pollitem_t> items{{nullptr, wake, ZMQ_POLLIN, 0},
+                                         {zap.handle(), 0, ZMQ_POLLIN, 0},
+                                         {router.handle(), 0, ZMQ_POLLIN, 0}};
+      std::vector<Dialled*> order;
+      for (auto& [name, peer] : dialled) {
+        items.push_back({peer->socket.handle(), 0, ZMQ_POLLIN, 0});
+        order.push_back(peer.get());
+      }
+      const std::size_t known = dialled.size();
+      while (known == dialled.size()) {  // the list is made anew only when a peer is dialled
+        poll(items);
+        if (items[0].revents && !send_queued()) return;
+        if (items[1].revents) authenticate();
+        if (items[2].revents) receive_router();
+        for (std::size_t i = 0; i < order.size(); ++i)
+          if (items[i + 3].revents) receive_dialled(*order[i]);
+      }
+    }
+  }
+
+  static void poll(std::vector<zmq::pollitem_t>& items) {
+    try {
+      zmq::poll(items.data(), items.size(), std::chrono::milliseconds{-1});
+    } catch (const zmq::error_t& fault) {
+      if (fault.num() != EINTR) throw;
+      for (auto& item : items) item.revents = 0;
+    }
+  }
+
+  bool send_queued() {
+    std::uint64_t rings = 0;
+    [[maybe_unused]] const auto drained = ::read(wake, &rings, sizeof rings);
+    std::vector<Outgoing> batch;
+    {
+      const std::lock_guard lock(mutex);
+      if (stop) return false;
+      batch.swap(queue);
+    }
+    for (auto& outgoing : batch) send_now(outgoing);
+    return true;
+  }
+
+  void send_now(const Outgoing& outgoing) {
+    zmq::socket_t* socket = &router;
+    if (outgoing.to.route.empty()) {
+      socket = dial(outgoing.to.name);
+      if (!socket) {
+        ++counts.dropped;
+        return;
+      }
+    }
+    try {
+      using zmq::send_flags;
+      if (!outgoing.to.route.empty() &&
+          !socket->send(zmq::buffer(outgoing.to.route), send_flags::sndmore | send_flags::dontwait)) {
+        ++counts.dropped;
+        return;
+      }
+      const bool bulk = !outgoing.frame.bulk.empty();
+      const auto flags = send_flags::dontwait;
+      if (!socket->send(buffer(outgoing.frame.head), bulk ? flags | send_flags::sndmore : flags)) {
+        ++counts.dropped;
+        return;
+      }
+      if (bulk) (void)socket->send(buffer(outgoing.frame.bulk), flags);
+      ++counts.sent;
+      counts.bytes_sent += outgoing.frame.head.size() + outgoing.frame.bulk.size();
+    } catch (const zmq::error_t&) {  // an unroutable peer: lost, as on any network
+      ++counts.dropped;
+    }
+  }
+
+  zmq::socket_t* dial(const std::string& name) {
+    if (const auto found = dialled.find(name); found != dialled.end()) return &found->second->socket;
+    const auto host = std::find_if(options.hosts.begin(), options.hosts.end(),
+                                   [&](const Host& h) { return h.name == name; });
+    const auto key = public_key_of(options.allow, name);
+    if (host == options.hosts.end() || !key) return nullptr;
+    auto peer = std::make_unique<Dialled>(Dialled{name, zmq::socket_t(context, zmq::socket_type::dealer)});
+    set_limits(peer->socket, {options.heartbeat_ms, options.frames_max});
+    be_curve_client(peer->socket, options.identity, *key);
+    try {
+      peer->socket.connect(tcp_endpoint(host->address, host->port));
+    } catch (const zmq::error_t&) {
+      return nullptr;
+    }
+    return &dialled.emplace(name, std::move(peer)).first->second->socket;
+  }
+
+  void authenticate() {
+    Parts request;
+    while (receive_parts_of_zap(request)) {
+      // version, request id, domain, address, identity, mechanism, credentials (the client's public key, 32 bytes)
+      const auto& p = request.parts;
+      std::string status = "400", user;
+      if (p.size() == 7 && p[0].to_string_view() == "1.0" && p[5].to_string_view() == "CURVE" && p[6].size() == 32) {
+        std::array<char, 41> key{};
+        zmq_z85_encode(key.data(), static_cast<const std::uint8_t*>(p[6].data()), 32);
+        const auto found = options.allow.find(key.data());
+        if (found != options.allow.end()) {
+          status = "200";
+          user = found->second;
+        }
+      }
+      if (status != "200") ++counts.refused_keys;
+      const std::string id = p.size() > 1 ? p[1].to_string() : "";
+      const std::array<std::string, 6> reply{"1.0", id, status, status == "200" ? "OK" : "unknown key", user, ""};
+      for (std::size_t i = 0; i < reply.size(); ++i)
+        zap.send(zmq::buffer(reply[i]), i + 1 < reply.size() ? zmq::send_flags::sndmore : zmq::send_flags::none);
+    }
+  }
+
+  bool receive_parts_of_zap(Parts& into) {
+    into.parts.clear();
+    for (bool more = true; more;) {
+      zmq::message_t part;
+      if (!zap.recv(part, zmq::recv_flags::dontwait)) return false;
+      more = part.more();
+      into.parts.push_back(std::move(part));
+    }
+    return true;
+  }
+
+  // A bounded number at a time, so that a flood from one side does not starve the others.
+  static constexpr int kBatch = 64;
+
+  void receive_router() {
+    Parts in;
+    for (int i = 0; i < kBatch && receive_parts(router, in); ++i) {
+      if (in.parts.size() < 2) {
+        ++counts.malformed;
+        continue;
+      }
+      const char* user = nullptr;
+      try {
+        user = in.parts[1].gets("User-Id");
+      } catch (const zmq::error_t&) {
+      }
+      if (!user || *user == '\0') {  // cannot be: the handler names everyone it lets in
+        ++counts.malformed;
+        continue;
+      }
+      deliver({user, in.parts[0].to_string()}, in, 1);
+    }
+  }
+
+  void receive_dialled(Dialled& peer) {
+    Parts in;
+    for (int i = 0; i < kBatch && receive_parts(peer.socket, in); ++i) deliver({peer.name, ""}, in, 0);
+  }
+
+  void deliver(actors::Peer from, const Parts& in, std::size_t at) {
+    const std::size_t count = in.parts.size() - at;
+    if (count < 1 || count > 2) {
+      ++counts.malformed;
+      return;
+    }
+    const auto bulk = count == 2 ? view(in.parts[at + 1]) : std::span<const std::byte>{};
+    auto message = decode(view(in.parts[at]), bulk);
+    if (!message) {
+      ++counts.malformed;
+      return;
+    }
+    ++counts.received;
+    counts.bytes_received += in.parts[at].size() + bulk.size();
+    on_delivery({std::move(from), std::move(*message)});
+  }
+};
+
+Transport::Transport(std::unique_ptr<Io> io) : io_(std::move(io)) {}
+Transport::~Transport() = default;
+
+Expected<std::shared_ptr<Transport>> Transport::open(TransportOptions options, OnDelivery on_delivery) {
+  auto io = std::make_unique<Io>();
+  io->options = std::move(options);
+  io->on_delivery = std::move(on_delivery);
+  try {
+    if (auto listening = io->listen(); !listening) return tl::unexpected(listening.error());
+  } catch (const zmq::error_t& fault) {
+    return failed(std::string("ZeroMQ: ") + fault.what());
+  }
+  io->thread = std::thread([raw = io.get()] { raw->run(); });
+  return std::shared_ptr<Transport>(new Transport(std::move(io)));
+}
+
+void Transport::send(const actors::Peer& to, actors::DataMessage message) {
+  Io::Outgoing outgoing{to, encode(message)};  // here, not on the I/O thread
+  bool first = false;
+  {
+    const std::lock_guard lock(io_->mutex);
+    first = io_->queue.empty();
+    io_->queue.push_back(std::move(outgoing));
+  }
+  if (first) io_->ring();
+}
+
+const TransportCounts& Transport::counts() const { return io_->counts; }
+
+}  // namespace coppice::runtime

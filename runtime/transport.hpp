@@ -1,0 +1,56 @@
+// runtime/transport.hpp: one node's data sockets, owned by one thread.
+//
+// A node binds one ROUTER and dials a DEALER to each host it sends to first. Actors hand frames over by a queue and an
+// eventfd that the same poll watches; what arrives is handed to one callback on the I/O thread. Everything is CURVE, and
+// our ZAP handler, served by the same thread and bound before any listener, lets in only keys of the allow-list: a
+// listener without it would let anyone in. The name a delivery bears is the one its key has in that list.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "actors/ports.hpp"
+#include "runtime/cluster.hpp"
+#include "runtime/error.hpp"
+#include "runtime/keys.hpp"
+
+namespace coppice::runtime {
+
+struct TransportOptions {
+  Identity identity;
+  AllowList allow;
+  std::string bind_address;  // of the listener
+  std::uint16_t port = 0;
+  std::vector<Host> hosts;   // who can be dialled
+  int heartbeat_ms = 500;    // a silent connection is given up after three of them
+  int frames_max = 4'096;    // waiting at each peer; more are dropped and counted
+};
+
+struct TransportCounts {
+  std::atomic<std::uint64_t> sent{0}, received{0}, dropped{0}, malformed{0}, refused_keys{0};
+  std::atomic<std::uint64_t> bytes_sent{0}, bytes_received{0};  // of frames, without ZeroMQ's and TCP's own
+};
+
+class Transport final : public actors::FramePort {
+ public:
+  using OnDelivery = std::function<void(actors::Delivery)>;
+
+  // Starts listening. `on_delivery` runs on the I/O thread and must not block. Errors: a port in use, a bad key.
+  static Expected<std::shared_ptr<Transport>> open(TransportOptions options, OnDelivery on_delivery);
+  ~Transport() override;  // stops the thread; frames not yet sent are lost
+  Transport(const Transport&) = delete;
+  Transport& operator=(const Transport&) = delete;
+
+  void send(const actors::Peer& to, actors::DataMessage message) override;
+  const TransportCounts& counts() const;
+
+ private:
+  struct Io;
+  explicit Transport(std::unique_ptr<Io> io);
+  std::unique_ptr<Io> io_;
+};
+
+}  // namespace coppice::runtime

@@ -1,0 +1,334 @@
+#include "runtime/wire.hpp"
+
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "runtime/msgpack.hpp"
+
+namespace coppice::runtime {
+namespace {
+
+using namespace actors;
+
+static_assert(std::endian::native == std::endian::little, "floats travel as they lie in memory");
+
+using Packer = msgpack::packer<msgpack::sbuffer>;
+
+// ---- writing -------------------------------------------------------------------------------------------------------
+
+std::vector<std::byte> raw(std::span<const float> floats) {
+  std::vector<std::byte> bytes(floats.size_bytes());
+  if (!bytes.empty()) std::memcpy(bytes.data(), floats.data(), bytes.size());
+  return bytes;
+}
+
+void pack_floats(Packer& pk, std::span<const float> floats) {  // small runs, inside the head
+  pk.pack_bin(static_cast<std::uint32_t>(floats.size_bytes()));
+  pk.pack_bin_body(reinterpret_cast<const char*>(floats.data()), static_cast<std::uint32_t>(floats.size_bytes()));
+}
+
+template <class Enum>
+std::uint64_t number(Enum value) {
+  return static_cast<std::uint64_t>(value);
+}
+
+struct Writer {
+  Packer& pk;
+  std::vector<std::byte>& bulk;
+
+  // Each opens the array with the number of its fields; decode's readers below mirror them one for one.
+  void begin(std::uint32_t type, std::uint32_t fields) {
+    pk.pack_array(fields + 2);
+    pk.pack(kVersion);
+    pk.pack(type);
+  }
+  void operator()(const InferRequest& m) {
+    begin(0, 2);
+    pk.pack(m.tag);
+    pk.pack(m.record);
+    if (m.item) bulk = raw(*m.item);
+  }
+  void operator()(const WorkItem& m) {
+    begin(1, 3);
+    pk.pack(number(m.request));
+    pk.pack(number(m.epoch));
+    pk.pack(m.worker);
+    if (m.item) bulk = raw(*m.item);
+  }
+  void operator()(const CodedResponse& m) {
+    begin(2, 4);
+    pk.pack(number(m.request));
+    pk.pack(number(m.epoch));
+    pk.pack(m.worker);
+    pk.pack(m.service_us);
+    bulk = raw(m.values);
+  }
+  void operator()(const InferReply& m) {
+    begin(3, 10);
+    pk.pack(m.tag);
+    pk.pack(m.request);
+    pk.pack(m.epoch);
+    pk.pack(static_cast<std::uint8_t>(m.status));
+    pk.pack(m.label);
+    pk.pack(std::bit_cast<std::uint32_t>(m.margin));
+    pk.pack(m.gateway_us);
+    pack_floats(pk, m.scores);
+    pk.pack_array(static_cast<std::uint32_t>(m.arrivals.size()));
+    for (const auto& arrival : m.arrivals) {
+      pk.pack_array(3);
+      pk.pack(arrival.worker);
+      pk.pack(arrival.at_us);
+      pack_floats(pk, arrival.values);
+    }
+    pk.pack(m.error);
+  }
+  void operator()(const TransferOpen& m) {
+    begin(4, 6);
+    pk.pack(number(m.transfer));
+    pk.pack(number(m.epoch));
+    pk.pack(m.bytes);
+    pk.pack(m.chunk_bytes);
+    pk.pack(m.sha256);
+    pk.pack_array(static_cast<std::uint32_t>(m.tree.size()));
+    for (const auto& node : m.tree) {
+      pk.pack_array(2);
+      pk.pack(node.name);
+      pk.pack(node.parent);
+    }
+  }
+  void operator()(const WeightChunk& m) {
+    begin(5, 2);
+    pk.pack(number(m.transfer));
+    pk.pack(m.index);
+    if (m.bytes) bulk = *m.bytes;
+  }
+  void operator()(const ChunkAck& m) {
+    begin(6, 2);
+    pk.pack(number(m.transfer));
+    pk.pack(m.received);
+  }
+  void operator()(const StatusRequest& m) {
+    begin(7, 1);
+    pk.pack(m.tag);
+  }
+  void operator()(const FaultRequest& m) {
+    begin(8, 2);
+    pk.pack(m.tag);
+    pk.pack(m.spec);
+  }
+  void operator()(const TextReply& m) {
+    begin(9, 3);
+    pk.pack(m.tag);
+    pk.pack(m.text);
+    pk.pack(m.error);
+  }
+};
+
+// ---- reading -------------------------------------------------------------------------------------------------------
+
+struct Malformed {};  // thrown and caught in this file alone
+
+void require(bool holds) {
+  if (!holds) throw Malformed{};
+}
+
+// The fields of one message, taken in order; every fault is Malformed.
+class Fields {
+ public:
+  explicit Fields(const msgpack::object& array, std::size_t skip = 0) : at_(skip) {
+    require(array.type == msgpack::type::ARRAY);
+    fields_ = {array.via.array.ptr, array.via.array.size};
+  }
+  const msgpack::object& next() {
+    require(at_ < fields_.size());
+    return fields_[at_++];
+  }
+  template <class Unsigned>
+  Unsigned uint() {
+    const auto& field = next();
+    require(field.type == msgpack::type::POSITIVE_INTEGER && field.via.u64 <= std::numeric_limits<Unsigned>::max());
+    return static_cast<Unsigned>(field.via.u64);
+  }
+  std::int32_t int32() {
+    const auto& field = next();
+    if (field.type == msgpack::type::POSITIVE_INTEGER) {
+      require(field.via.u64 <= INT32_MAX);
+      return static_cast<std::int32_t>(field.via.u64);
+    }
+    require(field.type == msgpack::type::NEGATIVE_INTEGER && field.via.i64 >= INT32_MIN);
+    return static_cast<std::int32_t>(field.via.i64);
+  }
+  bool boolean() {
+    const auto& field = next();
+    require(field.type == msgpack::type::BOOLEAN);
+    return field.via.boolean;
+  }
+  std::string text() {
+    const auto& field = next();
+    require(field.type == msgpack::type::STR);
+    return {field.via.str.ptr, field.via.str.size};
+  }
+  Floats floats() {
+    const auto& field = next();
+    require(field.type == msgpack::type::BIN && field.via.bin.size % sizeof(float) == 0);
+    Floats out(field.via.bin.size / sizeof(float));
+    if (!out.empty()) std::memcpy(out.data(), field.via.bin.ptr, field.via.bin.size);
+    return out;
+  }
+  std::span<const msgpack::object> array() {
+    const auto& field = next();
+    require(field.type == msgpack::type::ARRAY);
+    return {field.via.array.ptr, field.via.array.size};
+  }
+  void end() const { require(at_ == fields_.size()); }
+
+ private:
+  std::span<const msgpack::object> fields_;
+  std::size_t at_;
+};
+
+Floats bulk_floats(std::span<const std::byte> bulk) {
+  require(bulk.size() % sizeof(float) == 0);
+  Floats out(bulk.size() / sizeof(float));
+  if (!out.empty()) std::memcpy(out.data(), bulk.data(), bulk.size());
+  return out;
+}
+
+SharedFloats shared(Floats floats) { return std::make_shared<const Floats>(std::move(floats)); }
+
+InferReply infer_reply(Fields& f) {
+  InferReply m;
+  m.tag = f.uint<std::uint64_t>();
+  m.request = f.uint<std::uint64_t>();
+  m.epoch = f.uint<std::uint64_t>();
+  const auto status = f.uint<std::uint8_t>();
+  require(status <= static_cast<std::uint8_t>(ReplyStatus::bad_request));
+  m.status = static_cast<ReplyStatus>(status);
+  m.label = f.int32();
+  m.margin = std::bit_cast<float>(f.uint<std::uint32_t>());
+  m.gateway_us = f.uint<std::uint32_t>();
+  m.scores = f.floats();
+  for (const auto& entry : f.array()) {
+    Fields fields(entry);
+    ArrivalRecord record;
+    record.worker = fields.uint<std::uint32_t>();
+    record.at_us = fields.uint<std::uint32_t>();
+    record.values = fields.floats();
+    fields.end();
+    m.arrivals.push_back(std::move(record));
+  }
+  m.error = f.text();
+  return m;
+}
+
+TransferOpen transfer_open(Fields& f) {
+  TransferOpen m;
+  m.transfer = TransferId{f.uint<std::uint64_t>()};
+  m.epoch = Epoch{f.uint<std::uint64_t>()};
+  m.bytes = f.uint<std::uint64_t>();
+  m.chunk_bytes = f.uint<std::uint32_t>();
+  m.sha256 = f.text();
+  for (const auto& entry : f.array()) {
+    Fields fields(entry);
+    RelayNode node;
+    node.name = fields.text();
+    node.parent = fields.int32();
+    fields.end();
+    m.tree.push_back(std::move(node));
+  }
+  return m;
+}
+
+DataMessage read(std::uint32_t type, Fields& f, std::span<const std::byte> bulk) {
+  const auto no_bulk = [&] { require(bulk.empty()); };
+  switch (type) {
+    case 0: {
+      InferRequest m;
+      m.tag = f.uint<std::uint64_t>();
+      m.record = f.boolean();
+      m.item = shared(bulk_floats(bulk));
+      return m;
+    }
+    case 1: {
+      WorkItem m;
+      m.request = RequestId{f.uint<std::uint64_t>()};
+      m.epoch = Epoch{f.uint<std::uint64_t>()};
+      m.worker = f.uint<std::uint32_t>();
+      m.item = shared(bulk_floats(bulk));
+      return m;
+    }
+    case 2: {
+      CodedResponse m;
+      m.request = RequestId{f.uint<std::uint64_t>()};
+      m.epoch = Epoch{f.uint<std::uint64_t>()};
+      m.worker = f.uint<std::uint32_t>();
+      m.service_us = f.uint<std::uint32_t>();
+      m.values = bulk_floats(bulk);
+      return m;
+    }
+    case 3: no_bulk(); return infer_reply(f);
+    case 4: no_bulk(); return transfer_open(f);
+    case 5: {
+      WeightChunk m;
+      m.transfer = TransferId{f.uint<std::uint64_t>()};
+      m.index = f.uint<std::uint32_t>();
+      m.bytes = std::make_shared<const std::vector<std::byte>>(bulk.begin(), bulk.end());
+      return m;
+    }
+    case 6: {
+      no_bulk();
+      ChunkAck m;
+      m.transfer = TransferId{f.uint<std::uint64_t>()};
+      m.received = f.uint<std::uint32_t>();
+      return m;
+    }
+    case 7: no_bulk(); return StatusRequest{f.uint<std::uint64_t>()};
+    case 8: {
+      no_bulk();
+      FaultRequest m;
+      m.tag = f.uint<std::uint64_t>();
+      m.spec = f.text();
+      return m;
+    }
+    case 9: {
+      no_bulk();
+      TextReply m;
+      m.tag = f.uint<std::uint64_t>();
+      m.text = f.text();
+      m.error = f.text();
+      return m;
+    }
+    default: throw Malformed{};
+  }
+}
+
+}  // namespace
+
+Frame encode(const DataMessage& message) {
+  msgpack::sbuffer buffer(256);
+  Packer packer(buffer);
+  Frame frame;
+  std::visit(Writer{packer, frame.bulk}, message);
+  const auto* data = reinterpret_cast<const std::byte*>(buffer.data());
+  frame.head.assign(data, data + buffer.size());
+  return frame;
+}
+
+Expected<DataMessage> decode(std::span<const std::byte> head, std::span<const std::byte> bulk) {
+  if (head.size() > kHeadBytesMax || bulk.size() > kBulkBytesMax) return bad_input("frame: larger than is taken");
+  const auto handle = unpack(head);
+  if (!handle) return tl::unexpected(handle.error());
+  try {
+    Fields fields(handle->get());
+    if (fields.uint<std::uint32_t>() != kVersion) return bad_input("frame: of another version of coppice");
+    const auto type = fields.uint<std::uint32_t>();
+    auto message = read(type, fields, bulk);
+    fields.end();
+    return message;
+  } catch (const Malformed&) {
+    return bad_input("frame: malformed");
+  }
+}
+
+}  // namespace coppice::runtime
