@@ -79,6 +79,11 @@ Expected<Rational> parse_decimal(std::string_view whole, std::string_view text) 
 
 }  // namespace
 
+bool within_digits_max(const Rational& value) {
+  const mpz_class limit = power_of_ten(kDigitsMax);
+  return abs(value.get_num()) < limit && value.get_den() < limit;
+}
+
 Expected<Rational> parse_rational(std::string_view text) {
   const bool negative = text.starts_with('-');
   const std::string_view magnitude = text.substr(negative ? 1 : 0);
@@ -86,7 +91,9 @@ Expected<Rational> parse_rational(std::string_view text) {
   auto value = line == std::string_view::npos
                    ? parse_decimal(text, magnitude)
                    : parse_fraction(text, magnitude.substr(0, line), magnitude.substr(line + 1));
-  if (value && negative) *value = -*value;
+  if (!value) return value;
+  if (!within_digits_max(*value)) return not_a_number(text, "has too many digits");
+  if (negative) *value = -*value;
   return value;
 }
 

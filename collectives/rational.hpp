@@ -15,12 +15,14 @@ namespace coppice::collectives {
 
 using Rational = mpq_class;
 
-// On each side of the fraction's line and of the decimal point, and for a power of ten: what an untrusted file may make
-// us compute with.
+// Above and below the line of a fraction in lowest terms: what an untrusted file may make us compute with.
 inline constexpr int kDigitsMax = 64;
 
+// At most kDigitsMax digits above and below the line.
+bool within_digits_max(const Rational& value);
+
 // "200", "25/2", "12.5", "-3", "1e3"; the sign may be '-' only, and spaces are errors. Result in lowest terms.
-// Errors: malformed (no number, a zero below the line, more than kDigitsMax digits).
+// Errors: malformed (no number, a zero below the line, more than kDigitsMax digits written out or in the result).
 Expected<Rational> parse_rational(std::string_view text);
 
 // A string as above or a JSON number. A JSON fraction is taken for the shortest decimal that reads back as the same

@@ -11,19 +11,7 @@ namespace {
 
 constexpr std::size_t kDenominatorBitsMax = 4096;
 
-tl::unexpected<Error> error(ErrorCode code, std::string what) {
-  return tl::unexpected(Error{code, std::move(what)});
-}
-
-// Digits in base 2, so that nothing has to be printed to be measured.
-bool too_long(const mpz_class& value) {
-  static const mpz_class limit = [] {
-    mpz_class power;
-    mpz_ui_pow_ui(power.get_mpz_t(), 10, 2 * kDigitsMax);
-    return power;
-  }();
-  return abs(value) > limit;
-}
+tl::unexpected<Error> error(ErrorCode code, std::string what) { return tl::unexpected(Error{code, std::move(what)}); }
 
 Expected<void> validate_nodes(const Topology& topology) {
   if (topology.nodes.size() > kNodesMax) {
@@ -55,7 +43,7 @@ Expected<void> validate_link(const Topology& topology, std::size_t index) {
                            " to " + quoted(topology.nodes[static_cast<std::size_t>(link.to)].id);
   if (link.from == link.to) return error(ErrorCode::malformed, ends + ": joins a node to itself");
   if (sgn(link.capacity) <= 0) return error(ErrorCode::bad_capacity, ends + ": capacity must be above zero");
-  if (too_long(link.capacity.get_num()) || too_long(link.capacity.get_den())) {
+  if (!within_digits_max(link.capacity)) {
     return error(ErrorCode::bad_capacity, ends + ": capacity has too many digits");
   }
   for (const auto& text : {std::optional(link.kind), link.from_address, link.to_address}) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -50,7 +51,26 @@ struct Cluster {
 Expected<Cluster> load_cluster(const std::filesystem::path& file);
 Expected<Cluster> parse_cluster(std::string_view toml, const std::filesystem::path& file);
 
-// The file that reads back as this value.
+// The file that reads back as this value, wherever it lies: paths are written as they are here, absolute after loading.
 std::string to_toml(const Cluster& cluster);
+
+// ---- shared by the readers of this folder ---------------------------------------------------------------------------
+
+// A name of a host, member or file: [A-Za-z0-9._-]{1,64}, and neither hidden, a parent directory nor an option.
+bool is_plain_name(std::string_view name);
+
+// Text of the world in one printable line of at most 400 bytes, fit for an error.
+std::string one_line(std::string_view text);
+
+struct ReadLimits {
+  std::size_t bytes_max = 1U << 20;
+  bool follow_links = true;  // of the last component
+  bool secret = false;       // refuse what group or others may read
+};
+
+// The bytes of one regular file; `directory` is an open directory that a relative `file` is taken from, or AT_FDCWD.
+// Errors name the file as `shown`.
+Expected<std::string> read_file(int directory, const std::filesystem::path& file, const std::filesystem::path& shown,
+                                const ReadLimits& limits);
 
 }  // namespace coppice::runtime

@@ -6,8 +6,9 @@
 #include <map>
 #include <optional>
 #include <string>
-#include <sys/types.h>
 #include <vector>
+
+#include <sys/types.h>
 
 #include "runtime/cluster.hpp"
 #include "runtime/error.hpp"
@@ -15,7 +16,8 @@
 namespace coppice::runtime {
 
 // The command line for one host: the template with {name}, {address} and {command} filled in, split as a POSIX shell
-// splits words (quotes and backslashes; no expansion).
+// splits words (quotes and backslashes; no expansion). A word that is {command} alone becomes the command's words as they
+// are; inside another word or quotes, as in `sh -c "cd /srv; {command}"`, it becomes one shell-quoted text.
 Expected<std::vector<std::string>> launch_command(const std::string& launcher, const Host& host,
                                                   const std::vector<std::string>& command);
 
@@ -25,8 +27,10 @@ struct Exit {
   std::string reason;  // "exit status 2: coppice node: port 7000 is in use …" (the last line of its error output)
 };
 
-// Owns child processes. Each runs in a process group of its own, with its output in DIRECTORY/NAME.log; all of them die
-// with this process (PR_SET_PDEATHSIG) and in the destructor (SIGTERM, then SIGKILL after `grace`).
+// Owns child processes. Each runs in a process group of its own, with its output appended to DIRECTORY/NAME.log; all of
+// them die with this process (PR_SET_PDEATHSIG) and in the destructor (SIGTERM, then SIGKILL after `grace`). What a child
+// leaves behind in its group is killed when the child ends.
+// One thread uses a Launcher, and it must outlive the children: the kernel's death signal follows the thread that forked.
 class Launcher {
  public:
   Launcher(std::filesystem::path log_directory, std::chrono::milliseconds grace);
@@ -45,7 +49,9 @@ class Launcher {
   struct Child {
     std::string name;
     pid_t pid;
+    off_t log_from;  // where this run's output begins
   };
+  std::filesystem::path log_of(const std::string& name) const;
   std::filesystem::path log_directory_;
   std::chrono::milliseconds grace_;
   std::vector<Child> children_;

@@ -198,11 +198,10 @@ def onnx_scores(path, images):
 def manifest(seed):
     return {"schema": 1, "data": "fashion-mnist",
             "input": {"shape": [1, SIDE, SIDE], "mean": MEAN, "std": STD},
-            "classes": CLASSES, "held_out": HELD_OUT, "groups": GROUPS,
+            "seed": seed, "classes": CLASSES, "held_out": HELD_OUT, "groups": GROUPS,
             "base": "base.onnx", "control": "control.onnx",
             "subnets": [{"file": f"subnet{i}.onnx", "classes": g} for i, g in enumerate(GROUPS)],
-            "companions": [{"file": f"{name}.onnx", "classes": list(range(10))}
-                           for name in WORKERS[5:]], "seed": seed}
+            "companions": [{"file": f"{n}.onnx", "classes": list(range(10))} for n in WORKERS[5:]]}
 
 
 def fit_logistic(x, y, l2):

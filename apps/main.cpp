@@ -1,0 +1,67 @@
+// The coppice program: names every command, then runs the one that was asked for.
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <cstdio>
+
+#include "apps/command.hpp"
+
+namespace coppice::apps {
+
+void Shell::print(const nlohmann::json& document) const {
+  std::fputs((document.dump(1) + "\n").c_str(), stdout);
+  std::fflush(stdout);
+}
+
+CLI::App* add_command(CLI::App& parent, Shell& shell, const std::string& name, const std::string& description,
+                      const std::string& example, std::function<runtime::Expected<void>()> run) {
+  auto* command = parent.add_subcommand(name, description);
+  command->add_flag("--json", shell.json, "one JSON document on standard output");
+  command->footer("Example:\n  " + example);
+  command->callback([&shell, name, run = std::move(run)] {
+    shell.command = name;
+    shell.run = run;
+  });
+  return command;
+}
+
+}  // namespace coppice::apps
+
+int main(int argc, char** argv) {
+  using namespace coppice;
+  spdlog::set_default_logger(spdlog::stderr_color_mt("coppice"));
+  spdlog::set_pattern("%H:%M:%S.%e %^%l%$ %v");
+
+  apps::Shell shell;
+  shell.program = argv[0];
+  CLI::App app{"Coppice: one trained classifier as small nets on many machines; any k of n answers are enough."};
+  app.require_subcommand(1);
+  app.set_version_flag("--version", COPPICE_VERSION);
+  apps::add_demo(app, shell);
+  apps::add_decompose(app, shell);
+  apps::add_evaluate(app, shell);
+  apps::add_run(app, shell);
+  apps::add_keys(app, shell);
+  apps::add_node(app, shell);
+  apps::add_launch(app, shell);
+  apps::add_infer(app, shell);
+  apps::add_status(app, shell);
+  apps::add_plan(app, shell);
+  apps::add_bench(app, shell);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& fault) {
+    const bool asked_for_text = fault.get_exit_code() == 0;  // --help, --version
+    return app.exit(fault) == 0 && asked_for_text ? 0 : 2;
+  }
+  try {
+    const auto outcome = shell.run();
+    if (outcome) return 0;
+    std::fprintf(stderr, "coppice %s: %s\n", shell.command.c_str(), outcome.error().what.c_str());
+    return outcome.error().code == runtime::ErrorCode::bad_input ? 2 : 1;
+  } catch (const std::exception& fault) {
+    std::fprintf(stderr, "coppice %s: %s\n", shell.command.c_str(), fault.what());
+    return 1;
+  }
+}

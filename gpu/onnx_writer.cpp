@@ -1,0 +1,136 @@
+#include "gpu/onnx_writer.hpp"
+
+#include <onnx/onnx_pb.h>
+
+namespace coppice::gpu {
+namespace {
+
+class Writer {
+ public:
+  explicit Writer(onnx::GraphProto& graph) : graph_(graph) {}
+
+  std::string tensor(const std::string& name, const Dims& dims, const std::vector<float>& values) {
+    auto& tensor = *graph_.add_initializer();
+    tensor.set_name(name);
+    tensor.set_data_type(onnx::TensorProto::FLOAT);
+    for (const auto dim : dims) tensor.add_dims(dim);
+    tensor.set_raw_data(values.data(), values.size() * sizeof(float));
+    return name;
+  }
+
+  // The node that is being written.
+  void begin(const std::string& name, const std::vector<std::string>& inputs) {
+    name_ = name;
+    inputs_ = inputs;
+  }
+  onnx::NodeProto& node(const std::string& type, const std::vector<std::string>& weights = {}) {
+    auto& node = *graph_.add_node();
+    node.set_op_type(type);
+    node.set_name(name_);
+    for (const auto& input : inputs_) node.add_input(input);
+    for (const auto& weight : weights) node.add_input(weight);
+    node.add_output(name_);
+    return node;
+  }
+  static void ints(onnx::NodeProto& node, const std::string& name, const Dims& values) {
+    auto& attribute = *node.add_attribute();
+    attribute.set_name(name);
+    attribute.set_type(onnx::AttributeProto::INTS);
+    for (const auto value : values) attribute.add_ints(value);
+  }
+  static void integer(onnx::NodeProto& node, const std::string& name, std::int64_t value) {
+    auto& attribute = *node.add_attribute();
+    attribute.set_name(name);
+    attribute.set_type(onnx::AttributeProto::INT);
+    attribute.set_i(value);
+  }
+  static void window(onnx::NodeProto& node, const Window& w) {
+    ints(node, "kernel_shape", {w.kernel_h, w.kernel_w});
+    ints(node, "strides", {w.stride_h, w.stride_w});
+    ints(node, "pads", {w.pad_top, w.pad_left, w.pad_bottom, w.pad_right});
+  }
+
+  void operator()(const Convolution& c) {
+    const auto in = static_cast<std::int64_t>(c.weight.size()) / (c.out_channels * c.window.kernel_h * c.window.kernel_w);
+    std::vector<std::string> weights{tensor(name_ + ".weight", {c.out_channels, in, c.window.kernel_h, c.window.kernel_w}, c.weight)};
+    if (!c.bias.empty()) weights.push_back(tensor(name_ + ".bias", {c.out_channels}, c.bias));
+    auto& made = node("Conv", weights);
+    window(made, c.window);
+    integer(made, "group", c.groups);
+  }
+  void operator()(const BatchNorm& b) {
+    const Dims channels{static_cast<std::int64_t>(b.scale.size())};
+    auto& made = node("BatchNormalization",
+                      {tensor(name_ + ".scale", channels, b.scale), tensor(name_ + ".shift", channels, b.shift),
+                       tensor(name_ + ".mean", channels, b.mean), tensor(name_ + ".variance", channels, b.variance)});
+    auto& epsilon = *made.add_attribute();
+    epsilon.set_name("epsilon");
+    epsilon.set_type(onnx::AttributeProto::FLOAT);
+    epsilon.set_f(b.epsilon);
+  }
+  void operator()(const Relu&) { node("Relu"); }
+  void operator()(const MaxPool& p) { window(node("MaxPool"), p.window); }
+  void operator()(const AveragePool& p) {
+    auto& made = node("AveragePool");
+    window(made, p.window);
+    integer(made, "count_include_pad", p.count_padding ? 1 : 0);
+  }
+  void operator()(const GlobalAveragePool&) { node("GlobalAveragePool"); }
+  void operator()(const Dense& d) {
+    const auto in = static_cast<std::int64_t>(d.weight.size()) / d.out_features;
+    std::vector<std::string> weights{tensor(name_ + ".weight", {d.out_features, in}, d.weight)};
+    if (!d.bias.empty()) weights.push_back(tensor(name_ + ".bias", {d.out_features}, d.bias));
+    integer(node("Gemm", weights), "transB", 1);
+  }
+  void operator()(const Flatten&) { integer(node("Flatten"), "axis", 1); }
+  void operator()(const Add&) { node("Add"); }
+  void operator()(const Identity&) { node("Identity"); }
+
+ private:
+  onnx::GraphProto& graph_;
+  std::string name_;
+  std::vector<std::string> inputs_;
+};
+
+void declare(onnx::ValueInfoProto& value, const std::string& name, const Dims& dims) {
+  value.set_name(name);
+  auto& type = *value.mutable_type()->mutable_tensor_type();
+  type.set_elem_type(onnx::TensorProto::FLOAT);
+  type.mutable_shape()->add_dim()->set_dim_param("N");
+  for (const auto dim : dims) type.mutable_shape()->add_dim()->set_dim_value(dim);
+}
+
+}  // namespace
+
+Expected<std::vector<std::byte>> to_onnx(const Network& net) {
+  const auto shapes = infer_shapes(net);
+  if (!shapes) return tl::unexpected(shapes.error());
+  onnx::ModelProto model;
+  model.set_ir_version(7);
+  model.set_producer_name("coppice");
+  auto& opset = *model.add_opset_import();
+  opset.set_domain("");
+  opset.set_version(13);
+  auto& graph = *model.mutable_graph();
+  graph.set_name(net.name.empty() ? "net" : net.name);
+  declare(*graph.add_input(), "image", net.input);
+
+  Writer writer(graph);
+  // Names come from the places, since two nodes may bear one name.
+  const auto value = [&](int index) {
+    if (index == 0) return std::string("image");
+    return index == static_cast<int>(net.nodes.size()) ? std::string("scores") : "v" + std::to_string(index);
+  };
+  for (std::size_t i = 0; i < net.nodes.size(); ++i) {
+    std::vector<std::string> inputs;
+    for (const int input : net.nodes[i].inputs) inputs.push_back(value(input));
+    writer.begin(value(static_cast<int>(i) + 1), inputs);
+    std::visit(writer, net.nodes[i].op);
+  }
+  declare(*graph.add_output(), "scores", shapes->back());
+  std::vector<std::byte> bytes(model.ByteSizeLong());
+  model.SerializeToArray(bytes.data(), static_cast<int>(bytes.size()));
+  return bytes;
+}
+
+}  // namespace coppice::gpu
