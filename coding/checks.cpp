@@ -42,8 +42,7 @@ std::optional<DecodeError> generator_fault(const Generator& generator) {
 std::optional<DecodeError> arrivals_fault(const Generator& generator, const Arrivals& arrivals) {
   if (auto fault = generator_fault(generator)) return fault;
   if (arrivals.responses.size() != generator.workers.size())
-    return DecodeError{DecodeErrorCode::shape_mismatch, std::to_string(arrivals.responses.size()) +
-                                                            " responses for " +
+    return DecodeError{DecodeErrorCode::shape_mismatch, std::to_string(arrivals.responses.size()) + " responses for " +
                                                             std::to_string(generator.workers.size()) + " workers"};
   bool any = false;
   for (std::size_t i = 0; i < arrivals.responses.size(); ++i) {

@@ -68,7 +68,8 @@ Result judged(const Eigen::VectorXd& scores, bool log_probabilities) {
   ClassScores result;
   result.scores.resize(static_cast<std::size_t>(scores.size()));
   const double top = log_probabilities ? scores.maxCoeff() : 0.0;  // taken out before float32 rounds it away
-  for (Eigen::Index c = 0; c < scores.size(); ++c) result.scores[static_cast<std::size_t>(c)] = score_of(scores[c] - top);
+  for (Eigen::Index c = 0; c < scores.size(); ++c)
+    result.scores[static_cast<std::size_t>(c)] = score_of(scores[c] - top);
   if (log_probabilities) to_log_probabilities(result.scores);
   return judged(std::move(result));
 }
@@ -109,7 +110,8 @@ Result scores_of(const SumDecoder&, const Generator& generator, const Arrivals& 
     lowest = std::min(lowest, result.scores[c]);
   }
   if (std::isinf(lowest))
-    return fault(DecodeErrorCode::not_fitted, "no row of the workers " + text_of(arrivals.set()) + " names a class alone");
+    return fault(DecodeErrorCode::not_fitted,
+                 "no row of the workers " + text_of(arrivals.set()) + " names a class alone");
   const float unnamed = lowest - (1.0F + std::abs(lowest));  // below lowest even where lowest - 1 would round to it
   for (std::size_t c = 0; c < classes; ++c)
     if (counts[c] == 0) result.scores[c] = unnamed;
@@ -137,7 +139,8 @@ Result scores_of(const RidgeDecoder& decoder, const Generator& generator, const 
   gram.diagonal().array() += decoder.prior;
   const Eigen::LLT<Eigen::MatrixXd> cholesky(gram);
   if (cholesky.info() != Eigen::Success)
-    return fault(DecodeErrorCode::not_fitted, "ridge: the prior is too small for the rows of " + text_of(arrivals.set()));
+    return fault(DecodeErrorCode::not_fitted,
+                 "ridge: the prior is too small for the rows of " + text_of(arrivals.set()));
   const Eigen::VectorXd z = primal ? Eigen::VectorXd(cholesky.solve(rows.transpose() * y))
                                    : Eigen::VectorXd(rows.transpose() * cholesky.solve(y));
   return judged(z, false);
@@ -163,8 +166,8 @@ Result scores_of(const PosteriorDecoder& decoder, const Generator& generator, co
   const Eigen::Map<const RowMajorD> means(decoder.means.data(), count, full);
   const Eigen::LLT<Eigen::MatrixXd> cholesky(Eigen::MatrixXd(covariance(arrived, arrived)));
   if (cholesky.info() != Eigen::Success)
-    return fault(DecodeErrorCode::not_fitted, "posterior: the covariance of " + text_of(arrivals.set()) +
-                                                  " is not positive definite");
+    return fault(DecodeErrorCode::not_fitted,
+                 "posterior: the covariance of " + text_of(arrivals.set()) + " is not positive definite");
   // With N = L L^T: mu^T N^-1 y - mu^T N^-1 mu / 2 is w.v - |w|^2 / 2 for w = L^-1 mu, v = L^-1 y.
   Eigen::VectorXd whitened = Eigen::Map<const Eigen::VectorXd>(values.data(), static_cast<Eigen::Index>(values.size()));
   cholesky.matrixL().solveInPlace(whitened);
@@ -183,7 +186,8 @@ Result scores_of(const LogisticDecoder& decoder, const Generator& generator, con
   const std::size_t classes = size_of(generator.classes), floats = size_of(generator.floats_of(set));
   if (entry->second.size() != classes * (floats + 1))
     return fault(DecodeErrorCode::shape_mismatch, "logistic: the weights of " + text_of(set) + " are not [" +
-                                                      std::to_string(classes) + ", " + std::to_string(floats + 1) + "]");
+                                                      std::to_string(classes) + ", " + std::to_string(floats + 1) +
+                                                      "]");
   ClassScores result;
   result.scores.resize(classes);
   const float* weight = entry->second.data();

@@ -19,8 +19,8 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <tl/expected.hpp>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -38,8 +38,8 @@ enum class DecodeErrorCode : std::uint8_t {
 
 struct DecodeError {
   DecodeErrorCode code;
-  std::string what;                  // names the worker, file field or arrival set at fault
-  int worker = -1;                   // the worker at fault, when one is
+  std::string what;  // names the worker, file field or arrival set at fault
+  int worker = -1;   // the worker at fault, when one is
 };
 
 // The responses of one item, by worker index; an absent worker's vector is empty.
@@ -93,7 +93,7 @@ struct FitData {
 };
 
 struct LogisticFit {
-  double l2 = 1e-3;           // per-sample weight penalty, the bias is free
+  double l2 = 1e-3;  // per-sample weight penalty, the bias is free
   int iterations_max = 100;
   // Sets with fewer workers than this are left out. 1: every non-empty set.
   int arrived_min = 1;

@@ -29,15 +29,17 @@ std::optional<DecodeError> data_fault(const Generator& generator, const FitData&
       return DecodeError{DecodeErrorCode::shape_mismatch, "sample " + std::to_string(s) + " is labelled " +
                                                               std::to_string(data.labels[s]) + " of " +
                                                               std::to_string(generator.classes) + " classes"};
-  const auto bad = std::find_if(data.responses.begin(), data.responses.end(), [](float y) { return !std::isfinite(y); });
+  const auto bad =
+      std::find_if(data.responses.begin(), data.responses.end(), [](float y) { return !std::isfinite(y); });
   if (bad == data.responses.end()) return std::nullopt;
   const auto at = static_cast<std::size_t>(bad - data.responses.begin());
   std::size_t worker = 0, column = at % total;
-  for (; column >= size_of(generator.workers[worker].floats); ++worker) column -= size_of(generator.workers[worker].floats);
-  return DecodeError{DecodeErrorCode::not_finite,
-                     "worker " + std::to_string(worker) + ": a response of sample " + std::to_string(at / total) +
-                         " is not finite",
-                     static_cast<int>(worker)};
+  for (; column >= size_of(generator.workers[worker].floats); ++worker)
+    column -= size_of(generator.workers[worker].floats);
+  return DecodeError{
+      DecodeErrorCode::not_finite,
+      "worker " + std::to_string(worker) + ": a response of sample " + std::to_string(at / total) + " is not finite",
+      static_cast<int>(worker)};
 }
 
 Eigen::MatrixXd responses_of(const Generator& generator, const FitData& data) {
@@ -102,7 +104,8 @@ std::optional<std::vector<ArrivalSet>> sets_of(int n, int arrived_min) {
 std::vector<float> folded(const Eigen::MatrixXd& weights, const Standardised& data,
                           const std::vector<Eigen::Index>& columns) {
   const Eigen::Index classes = weights.cols(), floats = weights.rows() - 1;
-  const double bias_mean = weights.row(floats).mean();  // a shift of all biases changes nothing: leave the one of mean 0
+  const double bias_mean =
+      weights.row(floats).mean();  // a shift of all biases changes nothing: leave the one of mean 0
   std::vector<float> raw;
   raw.reserve(static_cast<std::size_t>(classes * (floats + 1)));
   for (Eigen::Index c = 0; c < classes; ++c) {
@@ -170,12 +173,14 @@ tl::expected<PosteriorDecoder, DecodeError> fit_posterior(const Generator& gener
   const double mean_variance = values.squaredNorm() / freedom / static_cast<double>(total);
   covariance.diagonal().array() += shrinkage * (mean_variance > 0 ? mean_variance : 1.0);
   if (Eigen::LLT<Eigen::MatrixXd>(covariance).info() != Eigen::Success)
-    return tl::unexpected(DecodeError{DecodeErrorCode::not_fitted, "posterior: the covariance is singular, raise the shrinkage"});
+    return tl::unexpected(
+        DecodeError{DecodeErrorCode::not_fitted, "posterior: the covariance is singular, raise the shrinkage"});
 
   PosteriorDecoder decoder;
   decoder.means.assign(means.data(), means.data() + means.size());
   decoder.covariance.assign(covariance.data(), covariance.data() + covariance.size());
-  for (double count : counts) decoder.log_prior.push_back(std::log((count + 1.0) / static_cast<double>(samples + classes)));
+  for (double count : counts)
+    decoder.log_prior.push_back(std::log((count + 1.0) / static_cast<double>(samples + classes)));
   return decoder;
 }
 

@@ -34,8 +34,8 @@ std::string_view name(Scheme scheme);
 tl::expected<Scheme, std::string> scheme_of(std::string_view word);  // error: lists the words that are known
 
 struct WorkerRows {
-  int floats = 0;            // how many numbers the worker answers with
-  std::vector<float> rows;   // [floats, classes] row-major
+  int floats = 0;           // how many numbers the worker answers with
+  std::vector<float> rows;  // [floats, classes] row-major
   bool operator==(const WorkerRows&) const = default;
 };
 

@@ -21,7 +21,7 @@ Expected<std::vector<int>> participants_of(const Topology& topology, int root, c
   if (root < 0 || root >= count) {
     return error(ErrorCode::bad_root, "there is no node " + std::to_string(root) + " to be the root");
   }
-  const std::string named = "root " + quoted(topology.nodes[index(root)].id);
+  const std::string named = "root " + in_quotes(topology.nodes[index(root)].id);
   if (topology.nodes[index(root)].is_switch) return error(ErrorCode::bad_root, named + " is a switch");
   if (!options.participants) return hosts(topology);
   std::vector<int> participants = *options.participants;
@@ -30,7 +30,8 @@ Expected<std::vector<int>> participants_of(const Topology& topology, int root, c
       return error(ErrorCode::unknown_node, "there is no node " + std::to_string(host) + " to take part");
     }
     if (topology.nodes[index(host)].is_switch) {
-      return error(ErrorCode::unknown_node, "participant " + quoted(topology.nodes[index(host)].id) + " is a switch");
+      return error(ErrorCode::unknown_node,
+                   "participant " + in_quotes(topology.nodes[index(host)].id) + " is a switch");
     }
   }
   std::ranges::sort(participants);
@@ -171,8 +172,8 @@ Expected<Plan> plan_broadcast(const Topology& topology, int root, const PlanOpti
   const std::vector<char> inside = reached(network, root, 0);
   for (const int host : *participants) {
     if (inside[index(host)] == 0) {
-      return error(ErrorCode::disconnected, "nothing leads from root " + quoted(topology.nodes[index(root)].id) +
-                                                " to " + quoted(topology.nodes[index(host)].id));
+      return error(ErrorCode::disconnected, "nothing leads from root " + in_quotes(topology.nodes[index(root)].id) +
+                                                " to " + in_quotes(topology.nodes[index(host)].id));
     }
   }
   Plan plan;

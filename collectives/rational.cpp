@@ -13,7 +13,7 @@ namespace coppice::collectives {
 namespace {
 
 tl::unexpected<Error> not_a_number(std::string_view text, std::string_view why) {
-  return tl::unexpected(Error{ErrorCode::malformed, quoted(text) + " " + std::string(why)});
+  return tl::unexpected(Error{ErrorCode::malformed, in_quotes(text) + " " + std::string(why)});
 }
 
 bool is_digits(std::string_view text) {

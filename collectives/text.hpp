@@ -7,7 +7,7 @@
 namespace coppice::collectives {
 
 // 'text' in quotes, without control characters and cut to a length fit for one line.
-inline std::string quoted(std::string_view text) {
+inline std::string in_quotes(std::string_view text) {
   constexpr std::size_t kShownMax = 48;
   std::string shown = "'";
   for (const char c : text.substr(0, kShownMax)) shown += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;

@@ -21,8 +21,10 @@ Expected<void> validate_nodes(const Topology& topology) {
   bool has_host = false;
   for (const Node& node : topology.nodes) {
     if (node.id.empty()) return error(ErrorCode::malformed, "a node has an empty id");
-    if (node.id.size() > kNameBytesMax) return error(ErrorCode::malformed, "node " + quoted(node.id) + ": id too long");
-    if (!seen.insert(node.id).second) return error(ErrorCode::duplicate_node, "two nodes are named " + quoted(node.id));
+    if (node.id.size() > kNameBytesMax)
+      return error(ErrorCode::malformed, "node " + in_quotes(node.id) + ": id too long");
+    if (!seen.insert(node.id).second)
+      return error(ErrorCode::duplicate_node, "two nodes are named " + in_quotes(node.id));
     has_host = has_host || !node.is_switch;
   }
   if (!has_host) return error(ErrorCode::malformed, "there is no host among the nodes");
@@ -39,8 +41,8 @@ Expected<void> validate_link(const Topology& topology, std::size_t index) {
       return error(ErrorCode::unknown_node, named(index) + ": there is no node " + std::to_string(end));
     }
   }
-  const std::string ends = named(index) + ", " + quoted(topology.nodes[static_cast<std::size_t>(link.from)].id) +
-                           " to " + quoted(topology.nodes[static_cast<std::size_t>(link.to)].id);
+  const std::string ends = named(index) + ", " + in_quotes(topology.nodes[static_cast<std::size_t>(link.from)].id) +
+                           " to " + in_quotes(topology.nodes[static_cast<std::size_t>(link.to)].id);
   if (link.from == link.to) return error(ErrorCode::malformed, ends + ": joins a node to itself");
   if (sgn(link.capacity) <= 0) return error(ErrorCode::bad_capacity, ends + ": capacity must be above zero");
   if (!within_digits_max(link.capacity)) {

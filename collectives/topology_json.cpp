@@ -52,7 +52,7 @@ Expected<int> end_at(const json& object, const char* key, const NodesById& nodes
   if (!*id) return malformed(where + " has no \"" + key + "\"");
   const auto found = nodes.find(**id);
   if (found == nodes.end()) {
-    return tl::unexpected(Error{ErrorCode::unknown_node, where + ": there is no node " + quoted(**id)});
+    return tl::unexpected(Error{ErrorCode::unknown_node, where + ": there is no node " + in_quotes(**id)});
   }
   return found->second;
 }
@@ -65,7 +65,7 @@ Expected<Link> parse_link(const json& object, std::size_t index, const NodesById
     const auto node = end_at(object, key, nodes, where);
     if (!node) return tl::unexpected(node.error());
     *end = *node;
-    where += (end == &link.from ? ", " : " to ") + quoted(object.at(key).get_ref<const std::string&>());
+    where += (end == &link.from ? ", " : " to ") + in_quotes(object.at(key).get_ref<const std::string&>());
   }
   const auto capacity = object.find("capacity");
   if (capacity == object.end()) return tl::unexpected(Error{ErrorCode::bad_capacity, where + " has no \"capacity\""});
@@ -97,7 +97,7 @@ Expected<const json*> array_at(const json& document, const char* key, std::size_
 
 Expected<std::string> read_bounded(const std::filesystem::path& path) {
   const auto unreadable = [&](const std::string& why) {
-    return tl::unexpected(Error{ErrorCode::unreadable, quoted(path.string()) + " " + why});
+    return tl::unexpected(Error{ErrorCode::unreadable, in_quotes(path.string()) + " " + why});
   };
   std::error_code failed;
   if (std::filesystem::is_directory(path, failed)) return unreadable("is a directory");
@@ -147,7 +147,7 @@ Expected<Topology> parse_topology(const json& document) {
 Expected<Topology> load_topology(const std::filesystem::path& path) {
   const auto text = read_bounded(path);
   if (!text) return tl::unexpected(text.error());
-  const std::string named = quoted(path.string());
+  const std::string named = in_quotes(path.string());
   bool too_deep = false;
   const auto shallow = [&](int depth, json::parse_event_t, json&) {
     too_deep = too_deep || depth > kDepthMax;

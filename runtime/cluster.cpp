@@ -35,7 +35,7 @@ bool is_letter_or_digit(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
 }
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   std::string result = "\"";
   result += text;
   result += '"';
@@ -139,7 +139,7 @@ std::string remedy(std::string_view word, std::span<const std::string_view> know
   if (word.size() <= 32) {
     const auto nearest = *std::min_element(known.begin(), known.end(),
                                            [&](auto a, auto b) { return distance(a) < distance(b); });
-    if (distance(nearest) <= std::max<std::size_t>(1, nearest.size() / 3)) return "did you mean " + quoted(nearest) + "?";
+    if (distance(nearest) <= std::max<std::size_t>(1, nearest.size() / 3)) return "did you mean " + in_quotes(nearest) + "?";
   }
   return "known: " + joined(known);
 }
@@ -153,7 +153,7 @@ class Section {
       : table_(table), prefix_(std::move(prefix)) {
     for (const auto& [key, value] : table_) {
       if (std::find(known.begin(), known.end(), key.str()) == known.end()) {
-        throw Fault{key.source().begin.line, "unknown key " + quoted(prefix_ + std::string(key.str())) + "; " +
+        throw Fault{key.source().begin.line, "unknown key " + in_quotes(prefix_ + std::string(key.str())) + "; " +
                                                  remedy(key.str(), known)};
       }
     }
@@ -244,7 +244,7 @@ bool leads(const Section& section) {
     const auto* word = role.as_string();
     if (!word) section.fail("roles", expected);
     if (word->get() != "gateway") {
-      section.fail("roles", "unknown role " + quoted(word->get()) + "; known: gateway (a host without roles is a worker)");
+      section.fail("roles", "unknown role " + in_quotes(word->get()) + "; known: gateway (a host without roles is a worker)");
     }
   }
   return !roles->empty();
@@ -261,18 +261,18 @@ PlacedHost read_host(const toml::table& table) {
   Host host;
   host.name = section.required_text("name");
   if (!is_plain_name(host.name)) {
-    section.fail("name", quoted(host.name) + " must be 1 to 64 letters, digits, '.', '_' or '-' and start with none of '.-'");
+    section.fail("name", in_quotes(host.name) + " must be 1 to 64 letters, digits, '.', '_' or '-' and start with none of '.-'");
   }
   if (host.name == kClientName || host.name == "ca") {
-    section.fail("name", quoted(host.name) + " is the name of a key that no host has");
+    section.fail("name", in_quotes(host.name) + " is the name of a key that no host has");
   }
   host.address = section.required_text("address");
-  if (!is_address(host.address)) section.fail("address", quoted(host.address) + " is no IP address or host name");
+  if (!is_address(host.address)) section.fail("address", in_quotes(host.address) + " is no IP address or host name");
   host.gateway = leads(section);
   // The gateway listens for control on port + 1.
   host.port = static_cast<std::uint16_t>(section.number("port", 1, host.gateway ? 65'534 : 65'535).value_or(host.port));
   host.device = section.text("device").value_or(host.device);
-  if (!is_device(host.device)) section.fail("device", quoted(host.device) + " is unknown; known: cpu, cuda:N, replay:FILE");
+  if (!is_device(host.device)) section.fail("device", in_quotes(host.device) + " is unknown; known: cpu, cuda:N, replay:FILE");
   return {std::move(host), section.line()};
 }
 
@@ -283,11 +283,11 @@ void check_pair(const PlacedHost& earlier, const PlacedHost& later) {
     throw Fault{later.line, what + " (the first is on line " + std::to_string(earlier.line) + ")"};
   };
   const Host &a = earlier.host, &b = later.host;
-  if (a.name == b.name) clash("host.name: two hosts are called " + quoted(b.name));
+  if (a.name == b.name) clash("host.name: two hosts are called " + in_quotes(b.name));
   if (a.address != b.address) return;
   for (const int port : {b.port + 0, b.port + 1}) {
     if (listens(b, port) && listens(a, port)) {
-      clash("host.port: " + quoted(a.name) + " and " + quoted(b.name) + " would both listen on " + b.address + " port " +
+      clash("host.port: " + in_quotes(a.name) + " and " + in_quotes(b.name) + " would both listen on " + b.address + " port " +
             std::to_string(port));
     }
   }
@@ -311,7 +311,7 @@ std::vector<Host> read_hosts(const Section& top) {
   std::vector<Host> hosts;
   for (const auto& [host, line] : placed) {
     if (host.gateway && gateway) {
-      throw Fault{line, "host.roles: a second gateway, " + quoted(host.name) + "; " + quoted(gateway->host.name) +
+      throw Fault{line, "host.roles: a second gateway, " + in_quotes(host.name) + "; " + in_quotes(gateway->host.name) +
                             " leads already (line " + std::to_string(gateway->line) + ")"};
     }
     if (host.gateway) gateway = &placed[hosts.size()];
