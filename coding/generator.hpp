@@ -45,14 +45,15 @@ struct Generator {
   bool operator==(const Generator&) const = default;
 
   int total_floats() const;
-  int floats_of(ArrivalSet set) const;
+  int floats_of(ArrivalSet set) const;  // bits beyond the last worker count for nothing
 };
 
 // Rows that pick the classes of one group, one float a class: an uncoded (systematic) worker.
+// REQUIRES: the group is not empty and its classes are in [0, classes).
 WorkerRows select_rows(std::span<const int> group, int classes);
 
-// One systematic worker a group and `whole` companions, each of which answers with all classes' scores.
-// REQUIRES: the groups partition [0, classes).
+// One systematic worker a group, then `companions` more, each of which answers with all classes' scores.
+// Error: why the groups do not partition [0, classes), or which limit is exceeded.
 tl::expected<Generator, std::string> grouped_generator(const std::vector<std::vector<int>>& groups, int classes,
                                                        int companions);
 
@@ -60,7 +61,8 @@ tl::expected<Generator, std::string> grouped_generator(const std::vector<std::ve
 // (worst-subset condition 2.0 at (4,3), 4.7 at (6,4), 13 at (12,10)). Row-major.
 std::vector<double> harmonic_frame(CodeShape shape);
 
-// y = rows * z. REQUIRES: scores.size() == classes.
+// y = rows * z. Classes whose entry is zero are not read, so their NaN does not spread.
+// REQUIRES: scores.size() == classes.
 std::vector<float> encode(const WorkerRows& worker, std::span<const float> scores);
 
 }  // namespace coppice::coding

@@ -19,7 +19,7 @@ tl::unexpected<Error> error(ErrorCode code, std::string what) { return tl::unexp
 Expected<std::vector<int>> participants_of(const Topology& topology, int root, const PlanOptions& options) {
   const int count = static_cast<int>(topology.nodes.size());
   if (root < 0 || root >= count) {
-    return error(ErrorCode::bad_root, "there is no node " + std::to_string(root) + " to be the root");
+    return error(ErrorCode::bad_root, numbered("there is no node ", root) + " to be the root");
   }
   const std::string named = "root " + in_quotes(topology.nodes[index(root)].id);
   if (topology.nodes[index(root)].is_switch) return error(ErrorCode::bad_root, named + " is a switch");
@@ -27,7 +27,7 @@ Expected<std::vector<int>> participants_of(const Topology& topology, int root, c
   std::vector<int> participants = *options.participants;
   for (const int host : participants) {
     if (host < 0 || host >= count) {
-      return error(ErrorCode::unknown_node, "there is no node " + std::to_string(host) + " to take part");
+      return error(ErrorCode::unknown_node, numbered("there is no node ", host) + " to take part");
     }
     if (topology.nodes[index(host)].is_switch) {
       return error(ErrorCode::unknown_node,

@@ -20,4 +20,13 @@ inline std::string in_quotes(std::string_view text) {
   return shown + "'";
 }
 
+// "link 7". Appending, because GCC 12 warns of an overlap that is not there (its bug 105651) when a string that is
+// about to be destroyed is put behind a literal.
+template <class Number>
+std::string numbered(std::string_view before, Number number) {
+  std::string text(before);
+  text += std::to_string(number);
+  return text;
+}
+
 }  // namespace coppice::collectives

@@ -15,7 +15,7 @@ tl::unexpected<Error> error(ErrorCode code, std::string what) { return tl::unexp
 
 Expected<void> validate_nodes(const Topology& topology) {
   if (topology.nodes.size() > kNodesMax) {
-    return error(ErrorCode::malformed, "more than " + std::to_string(kNodesMax) + " nodes");
+    return error(ErrorCode::malformed, numbered("more than ", kNodesMax) + " nodes");
   }
   std::unordered_set<std::string_view> seen;
   bool has_host = false;
@@ -31,14 +31,14 @@ Expected<void> validate_nodes(const Topology& topology) {
   return {};
 }
 
-std::string named(std::size_t link) { return "link " + std::to_string(link); }
+std::string named(std::size_t link) { return numbered("link ", link); }
 
 Expected<void> validate_link(const Topology& topology, std::size_t index) {
   const Link& link = topology.links[index];
   const int count = static_cast<int>(topology.nodes.size());
   for (const int end : {link.from, link.to}) {
     if (end < 0 || end >= count) {
-      return error(ErrorCode::unknown_node, named(index) + ": there is no node " + std::to_string(end));
+      return error(ErrorCode::unknown_node, named(index) + numbered(": there is no node ", end));
     }
   }
   const std::string ends = named(index) + ", " + in_quotes(topology.nodes[static_cast<std::size_t>(link.from)].id) +
@@ -62,7 +62,7 @@ Expected<void> validate(const Topology& topology) {
   }
   if (auto nodes = validate_nodes(topology); !nodes) return nodes;
   if (topology.links.size() > kLinksMax) {
-    return error(ErrorCode::malformed, "more than " + std::to_string(kLinksMax) + " links");
+    return error(ErrorCode::malformed, numbered("more than ", kLinksMax) + " links");
   }
   mpz_class common = 1;
   for (std::size_t index = 0; index < topology.links.size(); ++index) {

@@ -36,7 +36,7 @@ Expected<bool> flag_at(const json& object, const char* key, bool otherwise, cons
 }
 
 Expected<Node> parse_node(const json& object, std::size_t index) {
-  const std::string where = "node " + std::to_string(index);
+  const std::string where = numbered("node ", index);
   if (!object.is_object()) return malformed(where + " must be an object");
   auto id = text_at(object, "id", where);
   if (!id) return tl::unexpected(id.error());
@@ -58,7 +58,7 @@ Expected<int> end_at(const json& object, const char* key, const NodesById& nodes
 }
 
 Expected<Link> parse_link(const json& object, std::size_t index, const NodesById& nodes) {
-  std::string where = "link " + std::to_string(index);
+  std::string where = numbered("link ", index);
   if (!object.is_object()) return malformed(where + " must be an object");
   Link link;
   for (auto [key, end] : {std::pair{"from", &link.from}, std::pair{"to", &link.to}}) {
@@ -91,7 +91,7 @@ Expected<const json*> array_at(const json& document, const char* key, std::size_
   if (found == document.end() || !found->is_array()) {
     return malformed(std::string("a topology needs an array \"") + key + "\"");
   }
-  if (found->size() > size_max) return malformed("more than " + std::to_string(size_max) + " " + key);
+  if (found->size() > size_max) return malformed(numbered("more than ", size_max) + " " + key);
   return &*found;
 }
 

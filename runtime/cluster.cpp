@@ -139,7 +139,7 @@ std::string remedy(std::string_view word, std::span<const std::string_view> know
   if (word.size() <= 32) {
     const auto nearest = *std::min_element(known.begin(), known.end(),
                                            [&](auto a, auto b) { return distance(a) < distance(b); });
-    if (distance(nearest) <= std::max<std::size_t>(1, nearest.size() / 3)) return "did you mean " + in_quotes(nearest) + "?";
+    if (distance(nearest) <= std::min<std::size_t>(3, nearest.size() / 2)) return "did you mean " + in_quotes(nearest) + "?";
   }
   return "known: " + joined(known);
 }
@@ -318,6 +318,7 @@ std::vector<Host> read_hosts(const Section& top) {
     hosts.push_back(host);
   }
   if (!gateway) throw Fault{placed.front().line, "host.roles: no host leads; give one roles = [\"gateway\"]"};
+  if (hosts.size() == 1) throw Fault{gateway->line, "host: there is no worker; add a [[host]] without roles for each"};
   return hosts;
 }
 

@@ -35,6 +35,10 @@ get_filename_component(COPPICE_ROOT "${CMAKE_CURRENT_LIST_DIR}/../.." ABSOLUTE)
 function(coppice_warnings target)
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Werror>)
+  # GCC 12 sees overlaps in std::string's own concatenation (GCC bug 105329).
+  if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
+  endif()
 endfunction()
 
 function(coppice_library name)

@@ -148,7 +148,7 @@ TEST(FitPosterior, ShrinkageMakesASingularCovarianceUsable) {
   const Generator generator = paired_generator(2, 1);  // the companion repeats what the others say
   const FitData data = noisy_data(generator, 200, 0.2F, 0.0F, 11);
   const auto singular = fit_posterior(generator, data, 0.0);
-  if (!singular) EXPECT_EQ(singular.error().code, DecodeErrorCode::not_fitted);
+  EXPECT_TRUE(singular || singular.error().code == DecodeErrorCode::not_fitted);  // rounding decides
   const auto decoder = fit_posterior(generator, data);
   ASSERT_TRUE(decoder) << decoder.error().what;
   EXPECT_GT(accuracy(*decoder, generator, data, 0b111), 0.9);

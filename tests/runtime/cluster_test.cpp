@@ -95,7 +95,7 @@ TEST(Cluster, EveryFaultNamesFileLineAndKey) {
       {lab("keyz = \"k\""), ":2: ", "unknown key \"keyz\"; did you mean \"keys\"?"},
       {lab("colour = 1"), ":2: ", "unknown key \"colour\"; known: name, keys, model"},
       {lab("", "worker = 3"), ":4: ", "unknown key \"code.worker\"; did you mean \"workers\"?"},
-      {lab("", "", "prot = 1\n"), ":17: ", "unknown key \"host.prot\"; did you mean \"port\"?"},
+      {lab("", "", "prot = 1\n"), ":18: ", "unknown key \"host.prot\"; did you mean \"port\"?"},
       {"keys = \"k\"\n", "", "name: is missing"},
       {"name = \"\"\n", ":1: ", "name: is empty"},
       {"name = 5\n", ":1: ", "name: must be a string"},
@@ -117,27 +117,27 @@ TEST(Cluster, EveryFaultNamesFileLineAndKey) {
       {"name = \"lab\"\n", "", "host: none is named"},
       {"name = \"lab\"\nhost = 1\n", ":2: ", "host: must be tables"},
       {"name = \"lab\"\nhost = [1]\n", ":2: ", "host: must be tables"},
-      {lab("", "", nameless), ":17: ", "host.name: is missing"},
-      {lab("", "", nameless + "name = \"../x\"\n"), ":19: ", "host.name: \"../x\" must be"},
-      {lab("", "", nameless + "name = \"client\"\n"), ":19: ", "host.name: \"client\" is the name of a key"},
-      {lab("", "", nameless + "name = \"h1\"\n"), ":17: ", "two hosts are called \"h1\" (the first is on line 12)"},
-      {lab("", "", "[[host]]\nname = \"h3\"\n"), ":17: ", "host.address: is missing"},
-      {lab("", "", "[[host]]\nname = \"h3\"\naddress = \"-oProxyCommand=x\"\n"), ":19: ", "host.address: "},
-      {lab("", "", "[[host]]\nname = \"h3\"\naddress = \"10.77.0.4\"\n"), ":17: ", "\"h2\" and \"h3\" would both listen"},
-      {lab("", "", "[[host]]\nname = \"h3\"\naddress = \"10.77.0.1\"\nport = 7001\n"), ":17: ", "10.77.0.1 port 7001"},
-      {lab("", "", "port = 65536\n"), ":17: ", "host.port: is 65536"},
-      {lab("", "", "port = \"7000\"\n"), ":17: ", "host.port: must be a whole number"},
-      {lab("", "", "device = \"gpu\"\n"), ":17: ", "known: cpu, cuda:N, replay:FILE"},
-      {lab("", "", "device = \"cuda:\"\n"), ":17: ", "host.device"},
-      {lab("", "", "device = \"cuda:01\"\n"), ":17: ", "host.device"},
-      {lab("", "", "device = \"cuda:256\"\n"), ":17: ", "host.device"},
-      {lab("", "", "device = \"replay:\"\n"), ":17: ", "host.device"},
-      {lab("", "", "roles = \"gateway\"\n"), ":17: ", "host.roles: must be an array"},
-      {lab("", "", "roles = [1]\n"), ":17: ", "host.roles: must be an array of strings"},
-      {lab("", "", "roles = [\"worker\"]\n"), ":17: ", "unknown role \"worker\"; known: gateway"},
-      {lab("", "", "roles = [\"gateway\"]\n"), ":14: ", "a second gateway, \"h2\"; \"g\" leads already (line 5)"},
+      {lab("", "", nameless), ":18: ", "host.name: is missing"},
+      {lab("", "", nameless + "name = \"../x\"\n"), ":20: ", "host.name: \"../x\" must be"},
+      {lab("", "", nameless + "name = \"client\"\n"), ":20: ", "host.name: \"client\" is the name of a key"},
+      {lab("", "", nameless + "name = \"h1\"\n"), ":18: ", "two hosts are called \"h1\" (the first is on line 12)"},
+      {lab("", "", "[[host]]\nname = \"h3\"\n"), ":18: ", "host.address: is missing"},
+      {lab("", "", "[[host]]\nname = \"h3\"\naddress = \"-oProxyCommand=x\"\n"), ":20: ", "host.address: "},
+      {lab("", "", "[[host]]\nname = \"h3\"\naddress = \"10.77.0.4\"\n"), ":18: ", "\"h2\" and \"h3\" would both listen"},
+      {lab("", "", "[[host]]\nname = \"h3\"\naddress = \"10.77.0.1\"\nport = 7001\n"), ":18: ", "10.77.0.1 port 7001"},
+      {lab("", "", "port = 65536\n"), ":18: ", "host.port: is 65536"},
+      {lab("", "", "port = \"7000\"\n"), ":18: ", "host.port: must be a whole number"},
+      {lab("", "", "device = \"gpu\"\n"), ":18: ", "known: cpu, cuda:N, replay:FILE"},
+      {lab("", "", "device = \"cuda:\"\n"), ":18: ", "host.device"},
+      {lab("", "", "device = \"cuda:01\"\n"), ":18: ", "host.device"},
+      {lab("", "", "device = \"cuda:256\"\n"), ":18: ", "host.device"},
+      {lab("", "", "device = \"replay:\"\n"), ":18: ", "host.device"},
+      {lab("", "", "roles = \"gateway\"\n"), ":18: ", "host.roles: must be an array"},
+      {lab("", "", "roles = [1]\n"), ":18: ", "host.roles: must be an array of strings"},
+      {lab("", "", "roles = [\"worker\"]\n"), ":18: ", "unknown role \"worker\"; known: gateway"},
+      {lab("", "", "roles = [\"gateway\"]\n"), ":15: ", "a second gateway, \"h2\"; \"g\" leads already (line 5)"},
       {"name = \"lab\"\n[[host]]\nname = \"a\"\naddress = \"::1\"\n", ":2: ", "host.roles: no host leads"},
-      {"name = \"lab\"\n[[host]]\nname = \"a\"\naddress = \"::1\"\nroles = [\"gateway\"]\n", "", "0 worker hosts"},
+      {"name = \"lab\"\n[[host]]\nname = \"a\"\naddress = \"::1\"\nroles = [\"gateway\"]\n", ":2: ", "host: there is no worker"},
   };
   for (const auto& fault : faults) {
     SCOPED_TRACE(fault.toml);
@@ -203,7 +203,7 @@ TEST(Cluster, LoadsAFileAndNamesWhyItCannot) {
 // ---- properties ----------------------------------------------------------------------------------------------------
 
 Cluster any_cluster() {
-  const auto words = rc::gen::container<std::string>(rc::gen::elementOf(std::string("ab \"\\'#{}[]=.é~")));
+  const auto words = rc::gen::container<std::string>(rc::gen::elementOf(std::string("ab \"\\'#{}[]=.~")));
   const auto path = [&](const char* root) { return (fs::path(root) / ("x" + *words + "y")).lexically_normal(); };
   Cluster cluster;
   cluster.name = "n" + *words;

@@ -1,0 +1,606 @@
+#include "apps/assembly.hpp"
+
+#include <fcntl.h>
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+#include <optional>
+
+#include "apps/progress.hpp"
+#include "gpu/onnx.hpp"
+#include "runtime/cluster.hpp"
+
+namespace coppice::apps {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using runtime::bad_input;
+using runtime::Expected;
+using runtime::failed;
+
+constexpr std::size_t kNetsBytesMax = 1U << 20, kManifestBytesMax = 16U << 20, kNetBytesMax = 64U << 20;
+constexpr std::size_t kPatternsMax = 1U << 16;
+constexpr int kFolds = 5;
+// Per-sample weight penalties to choose from; the shipped nets' best, 3e-4, lies well inside.
+constexpr std::array kPenalties{1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2};
+// To rank penalties: at 30 steps of 100 the losses order alike, in a quarter of the time.
+constexpr int kRankingIterations = 30;
+
+std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
+
+double seconds_since(std::chrono::steady_clock::time_point begun) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+}
+
+// Ten-thousandths of a percent: finer than any test set, and readable.
+double rounded(double percent) { return std::round(percent * 1e4) / 1e4; }
+
+// ---- nets.json -----------------------------------------------------------------------------------------------------
+
+// Thrown and caught in this file alone.
+struct Fault {
+  std::string what;
+};
+
+template <class T>
+T field(const json& object, const char* key) {
+  const auto found = object.is_object() ? object.find(key) : object.end();
+  if (!object.is_object() || found == object.end()) throw Fault{std::string(key) + ": missing"};
+  try {
+    return found->template get<T>();
+  } catch (const json::exception&) {
+    throw Fault{std::string(key) + ": of the wrong type"};
+  }
+}
+
+std::string file_field(const json& object, const char* key) {
+  auto file = field<std::string>(object, key);
+  if (!runtime::is_plain_name(file)) throw Fault{std::string(key) + ": \"" + file + "\" must be a plain file name"};
+  return file;
+}
+
+std::vector<NetFile> files_field(const json& object, const char* key) {
+  std::vector<NetFile> files;
+  for (const auto& entry : field<std::vector<json>>(object, key))
+    files.push_back({file_field(entry, "file"), field<std::vector<int>>(entry, "classes")});
+  return files;
+}
+
+gpu::Normalisation normalisation_field(const json& input) {
+  const gpu::Normalisation read{field<float>(input, "mean"), field<float>(input, "std")};
+  if (!std::isfinite(read.mean) || !std::isfinite(read.deviation) || !(read.deviation > 0))
+    throw Fault{"input: mean and std must be finite and std above 0"};
+  return read;
+}
+
+void check_nets(const Nets& nets) {
+  constexpr std::int64_t kElementsMax = std::int64_t{1} << 24;
+  std::int64_t elements = 1;
+  for (const auto extent : nets.input) {
+    if (extent < 1 || extent > kElementsMax / elements) throw Fault{"input.shape: must be whole numbers above 0"};
+    elements *= extent;
+  }
+  if (nets.input.empty() || nets.input.size() > 8) throw Fault{"input.shape: must have 1 to 8 extents"};
+  if (nets.held_out < 0) throw Fault{"held_out: must not be negative"};
+  const auto classes = static_cast<int>(std::min(nets.class_names.size(), at(coding::kClassesMax) + 1));
+  if (const auto coded = coding::grouped_generator(nets.groups, classes, 0); !coded)
+    throw Fault{"groups: " + coded.error()};
+  if (nets.subnets.size() != nets.groups.size()) throw Fault{"subnets: must be one for each group"};
+  for (std::size_t i = 0; i < nets.subnets.size(); ++i)
+    if (nets.subnets[i].classes != nets.groups[i])
+      throw Fault{"subnets[" + std::to_string(i) + "].classes: must be groups[" + std::to_string(i) + "]"};
+  for (const auto& companion : nets.companions) {
+    auto sorted = companion.classes;
+    std::ranges::sort(sorted);
+    std::vector<int> all(nets.class_names.size());
+    std::iota(all.begin(), all.end(), 0);
+    if (sorted != all) throw Fault{"companions: " + companion.file + " must score every class once"};
+  }
+}
+
+Nets read_nets(const json& object) {
+  if (field<int>(object, "schema") != 1) throw Fault{"schema: this program reads 1"};
+  Nets nets;
+  nets.data = field<std::string>(object, "data");
+  const auto input = field<json>(object, "input");
+  nets.input = field<gpu::Dims>(input, "shape");
+  nets.normalisation = normalisation_field(input);
+  nets.class_names = field<std::vector<std::string>>(object, "classes");
+  nets.held_out = field<std::int64_t>(object, "held_out");
+  nets.groups = field<std::vector<std::vector<int>>>(object, "groups");
+  nets.base = file_field(object, "base");
+  nets.control = file_field(object, "control");
+  nets.subnets = files_field(object, "subnets");
+  nets.companions = files_field(object, "companions");
+  check_nets(nets);
+  return nets;
+}
+
+Expected<json> read_json(const fs::path& file, std::size_t bytes_max) {
+  const auto text = runtime::read_file(AT_FDCWD, file, file, {.bytes_max = bytes_max});
+  if (!text) return tl::unexpected(text.error());
+  auto object = json::parse(*text, nullptr, false);
+  if (object.is_discarded()) return bad_input(file.string() + ": not JSON");
+  return object;
+}
+
+// ---- the workers of a scheme ---------------------------------------------------------------------------------------
+
+std::vector<int> all_classes(const Nets& nets) {
+  std::vector<int> all(nets.class_names.size());
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
+// Who answers with what, before any file is read.
+struct Layout {
+  std::vector<NetFile> workers;
+  coding::CodeShape shape;
+  std::vector<std::vector<int>> groups;
+  coding::Generator generator;
+  bool fitted = false;  // a logistic decoder
+};
+
+Expected<Layout> grouped(const Nets& nets, bool with_companions) {
+  Layout layout{nets.subnets, {}, nets.groups, {}, true};
+  const int companions = with_companions ? static_cast<int>(nets.companions.size()) : 0;
+  if (with_companions) layout.workers.insert(layout.workers.end(), nets.companions.begin(), nets.companions.end());
+  layout.shape = {static_cast<int>(layout.workers.size()), static_cast<int>(nets.groups.size())};
+  auto generator = coding::grouped_generator(nets.groups, static_cast<int>(nets.class_names.size()), companions);
+  if (!generator) return bad_input(generator.error());
+  layout.generator = *std::move(generator);
+  return layout;
+}
+
+Layout copies(const Nets& nets, const std::string& file, std::size_t count) {
+  const auto all = all_classes(nets);
+  const auto classes = static_cast<int>(all.size());
+  return {std::vector<NetFile>(count, {file, all}),
+          {static_cast<int>(count), 1},
+          {all},
+          {classes, std::vector<coding::WorkerRows>(count, coding::select_rows(all, classes))},
+          false};
+}
+
+Expected<Layout> layout_of(const Nets& nets, coding::Scheme scheme) {
+  using coding::Scheme;
+  switch (scheme) {
+    case Scheme::none:
+      return grouped(nets, false);
+    case Scheme::parity:
+      if (nets.companions.empty()) return bad_input("nets.json lists no companions, which scheme parity needs");
+      return grouped(nets, true);
+    case Scheme::control:
+      return copies(nets, nets.control, nets.subnets.size() + nets.companions.size());
+    case Scheme::replicate:
+      return copies(nets, nets.base, 2);
+    case Scheme::sparse:
+    case Scheme::harmonic:
+    case Scheme::wide:
+      break;
+  }
+  return bad_input("scheme " + std::string(coding::name(scheme)) +
+                   " cannot be made from trained nets yet: none, parity, control and replicate can");
+}
+
+// ---- files ---------------------------------------------------------------------------------------------------------
+
+struct LoadedNet {
+  std::vector<std::byte> bytes;
+  gpu::Network network;
+  std::int64_t outputs = 0;
+};
+
+Expected<LoadedNet> load_net(const fs::path& file) {
+  const auto text = runtime::read_file(AT_FDCWD, file, file, {.bytes_max = kNetBytesMax});
+  if (!text) return tl::unexpected(text.error());
+  const auto* first = reinterpret_cast<const std::byte*>(text->data());
+  LoadedNet net{{first, first + text->size()}, {}, 0};
+  auto network = gpu::parse_onnx(net.bytes, file.string());
+  if (!network) return tl::unexpected(reported(network.error()));
+  const auto shapes = gpu::infer_shapes(*network);
+  if (!shapes) return tl::unexpected(reported(shapes.error()));
+  net.outputs = gpu::elements(shapes->back());
+  net.network = *std::move(network);
+  return net;
+}
+
+std::string sha256(std::span<const std::byte> bytes) {
+  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+  unsigned int size = 0;
+  if (EVP_Digest(bytes.data(), bytes.size(), digest.data(), &size, EVP_sha256(), nullptr) != 1) return "";
+  constexpr const char* kHex = "0123456789abcdef";
+  std::string hex;
+  for (unsigned int i = 0; i < size; ++i) {
+    hex += kHex[digest[i] >> 4U];
+    hex += kHex[digest[i] & 0xFU];
+  }
+  return hex;
+}
+
+Expected<void> add_worker(runtime::Model& model, const fs::path& directory, const NetFile& worker) {
+  auto net = load_net(directory / worker.file);
+  if (!net) return tl::unexpected(net.error());
+  if (at(net->outputs) != worker.classes.size())
+    return bad_input((directory / worker.file).string() + ": answers with " + std::to_string(net->outputs) +
+                     " scores, nets.json gives it " + std::to_string(worker.classes.size()) + " classes");
+  model.manifest.workers.push_back({worker.file, worker.classes, gpu::multiply_adds(net->network),
+                                    gpu::parameters(net->network), static_cast<std::int64_t>(net->bytes.size())});
+  model.files[worker.file] = std::move(net->bytes);
+  return {};
+}
+
+Expected<runtime::Model> build(const fs::path& directory, const Nets& nets, const LoadedNet& base, Layout layout,
+                               coding::Scheme scheme) {
+  runtime::Model model;
+  auto& m = model.manifest;
+  m.name = nets.data + "/" + std::string(coding::name(scheme));
+  m.source_sha256 = sha256(base.bytes);
+  m.source_multiply_adds = gpu::multiply_adds(base.network);
+  m.input = nets.input;
+  m.normalisation = nets.normalisation;
+  m.class_names = nets.class_names;
+  m.groups = std::move(layout.groups);
+  m.scheme = scheme;
+  m.shape = layout.shape;
+  m.generator = std::move(layout.generator);
+  m.decoder = coding::SumDecoder{};
+  for (const auto& worker : layout.workers)
+    if (auto added = add_worker(model, directory, worker); !added) return tl::unexpected(added.error());
+  return model;
+}
+
+// ---- fitting -------------------------------------------------------------------------------------------------------
+
+// Every set of n workers with `missing` of them left out, in lexicographic order of the missing.
+std::vector<coding::ArrivalSet> sets_without(int n, int missing) {
+  std::vector<char> gone(at(n), 0);
+  std::fill_n(gone.begin(), missing, 1);
+  std::vector<coding::ArrivalSet> sets;
+  do {
+    coding::ArrivalSet present = 0;
+    for (int w = 0; w < n; ++w)
+      if (!gone[at(w)]) present |= coding::ArrivalSet{1} << w;
+    sets.push_back(present);
+  } while (std::ranges::prev_permutation(gone).found && sets.size() <= kPatternsMax);
+  return sets;
+}
+
+std::vector<int> missing_of(coding::ArrivalSet present, int n) {
+  std::vector<int> missing;
+  for (int w = 0; w < n; ++w)
+    if (!(present >> w & 1U)) missing.push_back(w);
+  return missing;
+}
+
+struct Fitting {
+  const coding::Generator& generator;
+  const runtime::OfflineResponses& responses;
+  const std::vector<std::uint8_t>& labels;
+};
+
+// All samples but those of `fold`; all samples where it is kFolds.
+coding::FitData fit_data(const Fitting& f, int fold) {
+  const auto width = at(f.generator.total_floats());
+  coding::FitData data;
+  for (std::size_t i = 0; i < f.labels.size(); ++i) {
+    if (static_cast<int>(i % kFolds) == fold) continue;
+    const auto row = f.responses.values.begin() + static_cast<std::ptrdiff_t>(i * width);
+    data.responses.insert(data.responses.end(), row, row + static_cast<std::ptrdiff_t>(width));
+    data.labels.push_back(f.labels[i]);
+  }
+  return data;
+}
+
+// Mean of -log p(true class) over the samples of `fold` when only `present` answer.
+Expected<double> log_loss(const Fitting& f, const coding::Decoder& decoder, int fold, coding::ArrivalSet present) {
+  double sum = 0;
+  int count = 0;
+  for (auto i = at(fold); i < f.labels.size(); i += kFolds, ++count) {
+    const auto scores = coding::decode(
+        decoder, f.generator, runtime::arrivals_of(f.generator, f.responses, static_cast<std::int64_t>(i), present));
+    if (!scores) return failed(scores.error().what);
+    sum -= static_cast<double>(scores->scores[f.labels[i]]);
+  }
+  return sum / count;
+}
+
+// What a penalty is judged by: the log-loss with everyone there and, counting as much, with two missing.
+Expected<double> fold_loss(const Fitting& f, double l2, int fold) {
+  const int n = static_cast<int>(f.generator.workers.size()), missing = std::min(2, n - 1);
+  const auto decoder = coding::fit_logistic(
+      f.generator, fit_data(f, fold), {.l2 = l2, .iterations_max = kRankingIterations, .arrived_min = n - missing});
+  if (!decoder) return failed(decoder.error().what);
+  const auto clean = log_loss(f, *decoder, fold, sets_without(n, 0).front());
+  if (!clean) return clean;
+  const auto sets = sets_without(n, missing);
+  double sum = 0;
+  for (const auto set : sets) {
+    const auto loss = log_loss(f, *decoder, fold, set);
+    if (!loss) return loss;
+    sum += *loss;
+  }
+  return *clean + sum / static_cast<double>(sets.size());
+}
+
+Expected<double> choose_penalty(const Fitting& f) {
+  Progress bar("cross-validating the decoder", static_cast<std::int64_t>(kPenalties.size()) * kFolds);
+  std::int64_t done = 0;
+  std::optional<std::pair<double, double>> best;  // loss, penalty
+  for (const double l2 : kPenalties) {
+    double sum = 0;
+    for (int fold = 0; fold < kFolds; ++fold) {
+      const auto loss = fold_loss(f, l2, fold);
+      if (!loss) return loss;
+      sum += *loss;
+      bar.at(++done);
+    }
+    if (!best || sum < best->first) best = {sum, l2};
+  }
+  return best->second;
+}
+
+// Every non-empty set, so that whoever is left can give an estimate.
+Expected<coding::LogisticDecoder> fit_all(const Fitting& f, double l2) {
+  std::optional<Progress> bar;
+  auto decoder = coding::fit_logistic(f.generator, fit_data(f, kFolds), {.l2 = l2}, [&](int done, int total) {
+    if (!bar) bar.emplace("fitting a decoder an arrival set", total);
+    bar->at(done);
+  });
+  if (!decoder) return failed(decoder.error().what);
+  return *std::move(decoder);
+}
+
+Expected<void> fit(Assembly& assembly, const gpu::Dataset& held_out) {
+  if (held_out.count() < 2 * kFolds)
+    return bad_input("a decoder is fitted to " + std::to_string(2 * kFolds) + " held-out images or more, not to " +
+                     std::to_string(held_out.count()));
+  const auto responses = answers_of(assembly.model, held_out, "held-out answers");
+  if (!responses) return tl::unexpected(responses.error());
+  const Fitting fitting{assembly.model.manifest.generator, *responses, held_out.labels};
+  auto begun = std::chrono::steady_clock::now();
+  const auto l2 = choose_penalty(fitting);
+  if (!l2) return tl::unexpected(l2.error());
+  assembly.l2 = *l2;
+  assembly.choose_seconds = seconds_since(begun);
+  begun = std::chrono::steady_clock::now();
+  auto decoder = fit_all(fitting, *l2);
+  if (!decoder) return tl::unexpected(decoder.error());
+  assembly.fit_seconds = seconds_since(begun);
+  assembly.model.manifest.decoder = *std::move(decoder);
+  return {};
+}
+
+// ---- measuring -----------------------------------------------------------------------------------------------------
+
+// The class whose score a row passes on. Here every row has one.
+int class_of_row(const coding::Generator& generator, const coding::WorkerRows& worker, int row) {
+  const auto first = worker.rows.begin() + static_cast<std::ptrdiff_t>(row) * generator.classes;
+  return static_cast<int>(std::find_if(first, first + generator.classes, [](float x) { return x != 0.0F; }) - first);
+}
+
+double accuracy_alone(const coding::Generator& generator, std::size_t w, const runtime::OfflineResponses& responses,
+                      const std::vector<std::uint8_t>& truth) {
+  const auto& worker = generator.workers[w];
+  const auto column = at(generator.floats_of((coding::ArrivalSet{1} << w) - 1));
+  std::vector<int> classes;
+  for (int row = 0; row < worker.floats; ++row) classes.push_back(class_of_row(generator, worker, row));
+  std::vector<int> picked;
+  std::vector<std::uint8_t> wanted;
+  for (std::size_t i = 0; i < truth.size(); ++i) {
+    if (std::ranges::find(classes, truth[i]) == classes.end()) continue;
+    const auto scores = std::span(responses.values).subspan(i * at(generator.total_floats()) + column, classes.size());
+    picked.push_back(classes[at(runtime::argmax(scores))]);
+    wanted.push_back(truth[i]);
+  }
+  return runtime::accuracy_percent(picked, wanted);
+}
+
+// A logistic decoder knows the sets that it was fitted to; say so before the work rather than in its midst.
+Expected<void> check_entries(const runtime::Manifest& manifest, const std::vector<coding::ArrivalSet>& sets) {
+  const auto* logistic = std::get_if<coding::LogisticDecoder>(&manifest.decoder);
+  for (const auto set : sets) {
+    if (!logistic || logistic->weights.contains(set)) continue;
+    std::string text;
+    for (const int w : missing_of(set, manifest.shape.workers)) text += (text.empty() ? "" : ", ") + std::to_string(w);
+    return bad_input("the decoder has no entry for the workers that are left when {" + text +
+                     "} are missing: ask for fewer with --missing, or decompose again");
+  }
+  return {};
+}
+
+Expected<std::vector<std::vector<coding::ArrivalSet>>> sets_by_missing(const runtime::Manifest& manifest,
+                                                                       int missing_max) {
+  const int n = manifest.shape.workers;
+  if (missing_max < 0 || missing_max >= n)
+    return bad_input("with " + std::to_string(missing_max) + " of " + std::to_string(n) +
+                     " workers missing there is nobody to answer: ask for 0 to " + std::to_string(n - 1));
+  std::vector<std::vector<coding::ArrivalSet>> by_missing;
+  std::size_t patterns = 0;
+  for (int missing = 0; missing <= missing_max; ++missing) {
+    auto sets = sets_without(n, missing);
+    patterns += sets.size();
+    if (patterns > kPatternsMax)
+      return bad_input(std::to_string(missing) + " of " + std::to_string(n) + " workers missing: more than " +
+                       std::to_string(kPatternsMax) + " sets to decode");
+    if (auto known = check_entries(manifest, sets); !known) return tl::unexpected(known.error());
+    by_missing.push_back(std::move(sets));
+  }
+  return by_missing;
+}
+
+Expected<gpu::Dataset> last_items(gpu::Dataset data, std::int64_t count) {
+  if (count > data.count())
+    return bad_input("nets.json holds out " + std::to_string(count) + " training images, the data has " +
+                     std::to_string(data.count()));
+  const auto skipped = static_cast<std::ptrdiff_t>(data.count() - count);
+  data.labels.erase(data.labels.begin(), data.labels.begin() + skipped);
+  data.pixels.erase(data.pixels.begin(), data.pixels.begin() + skipped * gpu::elements(data.item));
+  return data;
+}
+
+Expected<void> check_data(const gpu::Dataset& data, const Nets& nets, const fs::path& directory) {
+  if (data.item != nets.input)
+    return bad_input(directory.string() + " holds images of " + gpu::to_string(data.item) + ", the nets take " +
+                     gpu::to_string(nets.input));
+  const auto top = std::ranges::max_element(data.labels);
+  if (data.labels.empty()) return bad_input(directory.string() + " holds no images");
+  if (*top >= nets.class_names.size())
+    return bad_input(directory.string() + " has label " + std::to_string(*top) + ", nets.json names " +
+                     std::to_string(nets.class_names.size()) + " classes");
+  return {};
+}
+
+Expected<void> measure(Assembly& assembly, const LoadedNet& base, const gpu::Dataset& test) {
+  auto& manifest = assembly.model.manifest;
+  const auto base_accuracy = net_accuracy(base.network, test, manifest.normalisation);
+  if (!base_accuracy) return tl::unexpected(base_accuracy.error());
+  const auto responses = answers_of(assembly.model, test, "test answers");
+  if (!responses) return tl::unexpected(responses.error());
+  // One beyond what the code promises: how it falls.
+  const int n = manifest.shape.workers, missing = std::min(n - manifest.shape.needed + 1, n - 1);
+  const auto accuracy = measure_accuracy(manifest, *responses, test.labels, missing);
+  if (!accuracy) return tl::unexpected(accuracy.error());
+  manifest.accuracy = to_json(*accuracy, rounded(*base_accuracy));
+  for (std::size_t w = 0; w < manifest.workers.size(); ++w)
+    assembly.alone.push_back(accuracy_alone(manifest.generator, w, *responses, test.labels));
+  return {};
+}
+
+}  // namespace
+
+Expected<Nets> load_nets(const fs::path& directory) {
+  const auto file = directory / "nets.json";
+  const auto object = read_json(file, kNetsBytesMax);
+  if (!object) return tl::unexpected(object.error());
+  try {
+    return read_nets(*object);
+  } catch (const Fault& fault) {
+    return bad_input(file.string() + ": " + runtime::one_line(fault.what));
+  }
+}
+
+Expected<std::optional<FoundNormalisation>> find_normalisation(const fs::path& directory) {
+  for (const char* name : {"nets.json", "manifest.json"}) {
+    const auto file = directory / name;
+    if (!fs::exists(file)) continue;
+    const auto object = read_json(file, kManifestBytesMax);
+    if (!object) return tl::unexpected(object.error());
+    try {
+      return FoundNormalisation{normalisation_field(field<json>(*object, "input")), file};
+    } catch (const Fault& fault) {
+      return bad_input(file.string() + ": " + fault.what + "; or give --mean and --std");
+    }
+  }
+  return std::nullopt;
+}
+
+Expected<void> check_missing(const runtime::Manifest& manifest, int missing_max) {
+  if (const auto sets = sets_by_missing(manifest, missing_max); !sets) return tl::unexpected(sets.error());
+  return {};
+}
+
+Expected<Accuracy> measure_accuracy(const runtime::Manifest& manifest, const runtime::OfflineResponses& responses,
+                                    const std::vector<std::uint8_t>& truth, int missing_max) {
+  const auto by_missing = sets_by_missing(manifest, missing_max);
+  if (!by_missing) return tl::unexpected(by_missing.error());
+  std::int64_t total = 0, done = 0;
+  for (const auto& sets : *by_missing) total += static_cast<std::int64_t>(sets.size());
+  Progress bar("decoding with workers missing", total);
+  Accuracy accuracy;
+  for (std::size_t missing = 0; missing < by_missing->size(); ++missing) {
+    const auto& sets = (*by_missing)[missing];
+    MissingAccuracy row{static_cast<int>(missing), static_cast<int>(sets.size()), 0, 101, {}};
+    for (const auto set : sets) {
+      const auto labels = runtime::labels_of(manifest, responses, set);
+      if (!labels) return tl::unexpected(labels.error());
+      const double percent = runtime::accuracy_percent(*labels, truth);
+      row.mean += percent / static_cast<double>(sets.size());
+      if (percent < row.worst) {
+        row.worst = percent;
+        row.worst_pattern = missing_of(set, manifest.shape.workers);
+      }
+      bar.at(++done);
+    }
+    if (missing == 0) {
+      accuracy.clean = row.mean;
+    } else {
+      accuracy.missing.push_back(std::move(row));
+    }
+  }
+  return accuracy;
+}
+
+json to_json(const Accuracy& accuracy, const json& base) {
+  json missing = json::array();
+  for (const auto& row : accuracy.missing)
+    missing.push_back({{"count", row.count},
+                       {"patterns", row.patterns},
+                       {"mean", rounded(row.mean)},
+                       {"worst", rounded(row.worst)},
+                       {"worst_pattern", row.worst_pattern}});
+  return {{"base", base}, {"clean", rounded(accuracy.clean)}, {"missing", std::move(missing)}};
+}
+
+Expected<double> net_accuracy(const gpu::Network& net, const gpu::Dataset& data,
+                              const gpu::Normalisation& normalisation) {
+  Progress bar("the plain net", data.count());
+  const auto scores =
+      runtime::run_net(net, data, normalisation, [&](std::int64_t done, std::int64_t) { bar.at(done); });
+  if (!scores) return tl::unexpected(scores.error());
+  const auto width = scores->size() / data.labels.size();
+  if (const auto top = std::ranges::max(data.labels); top >= width)
+    return bad_input("the net answers with " + std::to_string(width) + " scores, the data has label " +
+                     std::to_string(top));
+  std::vector<int> labels;
+  for (std::size_t i = 0; i < data.labels.size(); ++i)
+    labels.push_back(runtime::argmax(std::span(*scores).subspan(i * width, width)));
+  return runtime::accuracy_percent(labels, data.labels);
+}
+
+Expected<runtime::OfflineResponses> answers_of(const runtime::Model& model, const gpu::Dataset& data,
+                                               const std::string& label) {
+  Progress bar(label, data.count() * static_cast<std::int64_t>(model.manifest.workers.size()));
+  return runtime::run_offline(model, data, [&](std::int64_t done, std::int64_t) { bar.at(done); });
+}
+
+Expected<AssemblyData> load_assembly_data(const fs::path& directory, const Nets& nets) {
+  auto train = gpu::load_idx(directory, gpu::Split::train);
+  if (!train) return tl::unexpected(reported(train.error()));
+  auto test = gpu::load_idx(directory, gpu::Split::test);
+  if (!test) return tl::unexpected(reported(test.error()));
+  for (const auto* data : {&*train, &*test})
+    if (auto fits = check_data(*data, nets, directory); !fits) return tl::unexpected(fits.error());
+  auto held_out = last_items(*std::move(train), nets.held_out);
+  if (!held_out) return tl::unexpected(held_out.error());
+  return AssemblyData{*std::move(held_out), *std::move(test)};
+}
+
+Expected<Assembly> assemble(const fs::path& directory, const Nets& nets, const AssemblyData& data,
+                            coding::Scheme scheme) {
+  auto layout = layout_of(nets, scheme);
+  if (!layout) return tl::unexpected(layout.error());
+  const bool fitted = layout->fitted;
+  const auto base = load_net(directory / nets.base);
+  if (!base) return tl::unexpected(base.error());
+  auto model = build(directory, nets, *base, *std::move(layout), scheme);
+  if (!model) return tl::unexpected(model.error());
+  Assembly assembly;
+  assembly.model = *std::move(model);
+  if (fitted)
+    if (auto done = fit(assembly, data.held_out); !done) return tl::unexpected(done.error());
+  if (auto done = measure(assembly, *base, data.test); !done) return tl::unexpected(done.error());
+  return assembly;
+}
+
+runtime::Error reported(const gpu::Error& error) {
+  const bool device = error.code == gpu::ErrorCode::device_failed || error.code == gpu::ErrorCode::device_unavailable;
+  return {device ? runtime::ErrorCode::failed : runtime::ErrorCode::bad_input, runtime::one_line(error.what)};
+}
+
+}  // namespace coppice::apps

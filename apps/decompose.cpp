@@ -1,0 +1,129 @@
+// coppice decompose: one trained net as many small ones, the code over their answers, and what it costs in accuracy.
+#include <memory>
+#include <optional>
+
+#include "apps/assembly.hpp"
+#include "apps/command.hpp"
+#include "apps/table.hpp"
+
+namespace coppice::apps {
+namespace {
+
+struct Options {
+  std::string model, nets, data, out, scheme = "parity";
+  std::optional<int> groups;
+};
+
+double share_of_base(const runtime::Manifest& manifest, const runtime::WorkerNet& worker) {
+  return static_cast<double>(worker.multiply_adds) / static_cast<double>(manifest.source_multiply_adds);
+}
+
+std::string names_of(const runtime::Manifest& manifest, const std::vector<int>& classes) {
+  if (classes.size() == manifest.class_names.size()) return "all " + std::to_string(classes.size());
+  std::string text;
+  for (const int c : classes) text += (text.empty() ? "" : ", ") + manifest.class_names[static_cast<std::size_t>(c)];
+  return text;
+}
+
+std::string code_of(const runtime::Manifest& manifest) {
+  return "any " + std::to_string(manifest.shape.needed) + " of " + std::to_string(manifest.shape.workers);
+}
+
+std::string percent(const nlohmann::json& value) {
+  return value.is_number() ? fixed(value.get<double>(), 2) + " %" : "-";
+}
+
+std::string summary(const Assembly& assembly, const std::string& out) {
+  const auto& manifest = assembly.model.manifest;
+  std::vector<std::vector<std::string>> rows{
+      {"worker", "classes", "multiply-adds", "share of base", "parameters", "accuracy alone %"}};
+  for (std::size_t w = 0; w < manifest.workers.size(); ++w) {
+    const auto& worker = manifest.workers[w];
+    rows.push_back({std::to_string(w) + " " + worker.file, names_of(manifest, worker.classes),
+                    std::to_string(worker.multiply_adds), fixed(100 * share_of_base(manifest, worker), 1) + " %",
+                    std::to_string(worker.parameters), fixed(assembly.alone[w], 2)});
+  }
+  std::string text = table(rows) + "\n" + manifest.name + ", " + code_of(manifest) + ": base " +
+                     percent(manifest.accuracy["base"]) + ", all workers " + percent(manifest.accuracy["clean"]);
+  for (const auto& row : manifest.accuracy["missing"])
+    text += ", " + std::to_string(row["count"].get<int>()) + " missing " + percent(row["mean"]) + " (worst " +
+            percent(row["worst"]) + ")";
+  return text + "\nwritten to " + out + "\n";
+}
+
+nlohmann::json document(const Assembly& assembly, const std::string& out) {
+  const auto& manifest = assembly.model.manifest;
+  nlohmann::json workers = nlohmann::json::array();
+  for (std::size_t w = 0; w < manifest.workers.size(); ++w) {
+    const auto& worker = manifest.workers[w];
+    workers.push_back({{"file", worker.file},
+                       {"classes", worker.classes},
+                       {"multiply_adds", worker.multiply_adds},
+                       {"share", share_of_base(manifest, worker)},
+                       {"parameters", worker.parameters},
+                       {"bytes", worker.bytes},
+                       {"accuracy_alone", assembly.alone[w]}});
+  }
+  auto json = manifest.accuracy;
+  json["out"] = out;
+  json["name"] = manifest.name;
+  json["scheme"] = coding::name(manifest.scheme);
+  json["n"] = manifest.shape.workers;
+  json["k"] = manifest.shape.needed;
+  json["decoder"] = coding::name(manifest.decoder);
+  json["l2"] = assembly.l2 > 0 ? nlohmann::json(assembly.l2) : nlohmann::json();
+  json["choose_seconds"] = assembly.choose_seconds;
+  json["fit_seconds"] = assembly.fit_seconds;
+  json["workers"] = std::move(workers);
+  return json;
+}
+
+runtime::Expected<void> decompose(const Options& options, const Shell& shell) {
+  if (options.nets.empty())
+    return runtime::bad_input(
+        "decomposing a net by coppice itself comes later; give --nets, a directory of trained sub-nets "
+        "with a nets.json");
+  if (!options.model.empty())
+    return runtime::bad_input("--nets names its own base net in nets.json; leave out --model " + options.model);
+  const auto scheme = coding::scheme_of(options.scheme);
+  if (!scheme) return runtime::bad_input("--scheme: " + scheme.error());
+  const auto nets = load_nets(options.nets);
+  if (!nets) return tl::unexpected(nets.error());
+  if (options.groups && *options.groups != static_cast<int>(nets->groups.size()))
+    return runtime::bad_input("--groups " + std::to_string(*options.groups) + ": the nets of " + options.nets +
+                              " have " + std::to_string(nets->groups.size()) + " groups");
+  const auto data = load_assembly_data(options.data, *nets);
+  if (!data) return tl::unexpected(data.error());
+  const auto assembly = assemble(options.nets, *nets, *data, *scheme);
+  if (!assembly) return tl::unexpected(assembly.error());
+  if (auto saved = runtime::save_model(assembly->model, options.out); !saved) return saved;
+  if (shell.json) {
+    shell.print(document(*assembly, options.out));
+  } else {
+    std::fputs(summary(*assembly, options.out).c_str(), stdout);
+  }
+  return {};
+}
+
+}  // namespace
+
+void add_decompose(CLI::App& app, Shell& shell) {
+  auto options = std::make_shared<Options>();
+  options->data = gpu::fashion_mnist_directory().string();
+  auto* command =
+      add_command(app, shell, "decompose", "Make a decomposed model: a net a worker and the code over their answers",
+                  "coppice decompose --nets apps/nets/fashion-mnist --scheme parity --out model/",
+                  [options, &shell] { return decompose(*options, shell); });
+  command->add_option("--nets", options->nets, "directory of trained sub-nets with a nets.json")
+      ->envname("COPPICE_NETS");
+  command->add_option("--scheme", options->scheme, "none, parity, control or replicate")->capture_default_str();
+  command->add_option("--data", options->data, "directory of the four IDX files")
+      ->envname("COPPICE_DATA")
+      ->capture_default_str();
+  command->add_option("--out", options->out, "directory to write manifest.json and the nets to")->required();
+  command->add_option("--model", options->model, "a net to decompose (comes later)");
+  command->add_option("--groups", options->groups, "into how many class groups")
+      ->check(CLI::Range(1, coding::kWorkersMax));
+}
+
+}  // namespace coppice::apps

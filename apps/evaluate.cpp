@@ -1,0 +1,150 @@
+// coppice evaluate: how often a net, or a decomposed model with workers missing, is right.
+#include <algorithm>
+#include <memory>
+#include <optional>
+
+#include "apps/assembly.hpp"
+#include "apps/command.hpp"
+#include "apps/table.hpp"
+#include "gpu/onnx.hpp"
+
+namespace coppice::apps {
+namespace {
+
+struct Options {
+  std::string model, directory, data;
+  std::optional<int> missing;
+  std::optional<float> mean, deviation;
+};
+
+// Of Fashion-MNIST's training images: what is taken where nobody says otherwise.
+constexpr gpu::Normalisation kFashionMnist{0.2860F, 0.3530F};
+
+runtime::Expected<gpu::Normalisation> normalisation_of(const Options& options) {
+  gpu::Normalisation normalisation = kFashionMnist;
+  if (!options.mean || !options.deviation) {
+    const auto beside = std::filesystem::absolute(options.model).parent_path();
+    const auto found = find_normalisation(beside);
+    if (!found) return tl::unexpected(found.error());
+    if (*found) normalisation = (*found)->normalisation;
+    const auto origin =
+        *found ? (*found)->file.string() : "Fashion-MNIST's: nets.json and manifest.json are not in " + beside.string();
+    std::fprintf(stderr, "normalisation: mean %s, std %s (%s)\n",
+                 fixed(static_cast<double>(options.mean.value_or(normalisation.mean)), 4).c_str(),
+                 fixed(static_cast<double>(options.deviation.value_or(normalisation.deviation)), 4).c_str(),
+                 origin.c_str());
+  }
+  normalisation.mean = options.mean.value_or(normalisation.mean);
+  normalisation.deviation = options.deviation.value_or(normalisation.deviation);
+  return normalisation;
+}
+
+runtime::Expected<void> evaluate_net(const Options& options, const gpu::Dataset& data, const Shell& shell) {
+  const auto net = gpu::load_onnx(options.model);
+  if (!net) return tl::unexpected(reported(net.error()));
+  const auto normalisation = normalisation_of(options);
+  if (!normalisation) return tl::unexpected(normalisation.error());
+  const auto accuracy = net_accuracy(*net, data, *normalisation);
+  if (!accuracy) return tl::unexpected(accuracy.error());
+  if (shell.json) {
+    shell.print({{"model", options.model},
+                 {"accuracy", *accuracy},
+                 {"items", data.count()},
+                 {"macs", gpu::multiply_adds(*net)},
+                 {"parameters", gpu::parameters(*net)},
+                 {"mean", normalisation->mean},
+                 {"std", normalisation->deviation}});
+  } else {
+    std::fputs(table({{"model", "accuracy %", "items", "multiply-adds", "parameters"},
+                      {options.model, fixed(*accuracy, 2), std::to_string(data.count()),
+                       std::to_string(gpu::multiply_adds(*net)), std::to_string(gpu::parameters(*net))}})
+                   .c_str(),
+               stdout);
+  }
+  return {};
+}
+
+std::string pattern_text(const std::vector<int>& pattern) {
+  std::string text;
+  for (const int worker : pattern) text += (text.empty() ? "" : ", ") + std::to_string(worker);
+  return text;
+}
+
+std::string accuracy_text(const runtime::Manifest& manifest, const Accuracy& accuracy, const nlohmann::json& base) {
+  std::vector<std::vector<std::string>> rows{{"missing", "sets", "mean %", "worst %", "worst set"}};
+  if (base.is_number()) rows.push_back({"(base net)", "", fixed(base.get<double>(), 2), "", ""});
+  rows.push_back({"0", "1", fixed(accuracy.clean, 2), fixed(accuracy.clean, 2), ""});
+  for (const auto& row : accuracy.missing)
+    rows.push_back({std::to_string(row.count), std::to_string(row.patterns), fixed(row.mean, 2), fixed(row.worst, 2),
+                    pattern_text(row.worst_pattern)});
+  return table(rows) + manifest.name + ": any " + std::to_string(manifest.shape.needed) + " of " +
+         std::to_string(manifest.shape.workers) + ", decoder " + std::string(coding::name(manifest.decoder)) + "\n";
+}
+
+// What decompose measured the base net at; null where the manifest does not say.
+nlohmann::json base_of(const runtime::Manifest& manifest) {
+  if (!manifest.accuracy.is_object()) return {};
+  return manifest.accuracy.value("base", nlohmann::json());
+}
+
+runtime::Expected<void> evaluate_directory(const Options& options, const gpu::Dataset& data, const Shell& shell) {
+  const auto model = runtime::load_model(options.directory);
+  if (!model) return tl::unexpected(model.error());
+  const auto& manifest = model->manifest;
+  // Asked for before the nets are run: a --missing that cannot be is refused at once.
+  const int missing = options.missing.value_or(std::min(2, manifest.shape.workers - 1));
+  if (auto possible = check_missing(manifest, missing); !possible) return possible;
+  const auto responses = answers_of(*model, data, "answers of " + std::to_string(manifest.shape.workers) + " workers");
+  if (!responses) return tl::unexpected(responses.error());
+  const auto accuracy = measure_accuracy(manifest, *responses, data.labels, missing);
+  if (!accuracy) return tl::unexpected(accuracy.error());
+  const auto base = base_of(manifest);
+  if (shell.json) {
+    auto json = to_json(*accuracy, base);
+    json["decoder"] = coding::name(manifest.decoder);
+    json["scheme"] = coding::name(manifest.scheme);
+    json["n"] = manifest.shape.workers;
+    json["k"] = manifest.shape.needed;
+    shell.print(json);
+  } else {
+    std::fputs(accuracy_text(manifest, *accuracy, base).c_str(), stdout);
+  }
+  return {};
+}
+
+runtime::Expected<void> evaluate(const Options& options, const Shell& shell) {
+  if (options.model.empty() == options.directory.empty())
+    return runtime::bad_input("give --model for one net or --dir for a decomposed model, and one of them only");
+  if (!options.directory.empty() && (options.mean || options.deviation))
+    return runtime::bad_input("--mean and --std go with --model; a decomposed model's manifest has its own");
+  if (options.directory.empty() && options.missing) return runtime::bad_input("--missing goes with --dir");
+  const auto data = gpu::load_idx(options.data, gpu::Split::test);
+  if (!data) return tl::unexpected(reported(data.error()));
+  if (data->labels.empty()) return runtime::bad_input(options.data + " holds no test images");
+  return options.directory.empty() ? evaluate_net(options, *data, shell) : evaluate_directory(options, *data, shell);
+}
+
+}  // namespace
+
+void add_evaluate(CLI::App& app, Shell& shell) {
+  auto options = std::make_shared<Options>();
+  options->data = gpu::fashion_mnist_directory().string();
+  auto* command = add_command(
+      app, shell, "evaluate", "Accuracy on test images: of a net, or of a decomposed model with workers missing",
+      "coppice evaluate --dir model/ --missing 2", [options, &shell] { return evaluate(*options, shell); });
+  command->add_option("--model", options->model, "one net (ONNX)");
+  command->add_option("--dir", options->directory, "or a decomposed model's directory");
+  command
+      ->add_option("--missing", options->missing, "with --dir: every set of up to so many missing workers (default 2)")
+      ->check(CLI::Range(0, coding::kWorkersMax));
+  command->add_option("--data", options->data, "directory of the four IDX files")
+      ->envname("COPPICE_DATA")
+      ->capture_default_str();
+  command->add_option("--mean", options->mean, "with --model: pixels are (value / 255 - mean) / std");
+  command
+      ->add_option("--std", options->deviation,
+                   "with --model; both default to those of a nets.json or manifest.json beside it")
+      ->check(CLI::PositiveNumber);
+}
+
+}  // namespace coppice::apps

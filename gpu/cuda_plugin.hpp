@@ -1,0 +1,16 @@
+// gpu/cuda_plugin.hpp: the seam between the program and the CUDA plug-in, which alone links CUDA and cuDNN.
+#pragma once
+
+#include <string>
+
+#include "gpu/device.hpp"
+
+namespace coppice::gpu {
+
+inline constexpr const char* kCudaPluginFile = "libcoppice_cuda.so";
+inline constexpr const char* kCudaPluginEntry = "coppice_cuda_device_v1";
+
+// The plug-in's one entry. Gives a device that the caller owns, or nothing and a line that says why.
+using CudaDeviceEntry = Device* (*)(int ordinal, std::string* why);
+
+}  // namespace coppice::gpu

@@ -1,0 +1,216 @@
+#include "gpu/network.hpp"
+
+#include <cmath>
+#include <random>
+#include <type_traits>
+
+namespace coppice::gpu {
+namespace {
+
+tl::unexpected<Error> mismatch(const Node& node, const std::string& why) {
+  return tl::unexpected(Error{ErrorCode::shape_mismatch, "node " + node.name + ": " + why});
+}
+
+std::int64_t size(const std::vector<float>& values) { return static_cast<std::int64_t>(values.size()); }
+
+// Output pixels along one axis; nothing when the window does not fit.
+std::int64_t extent(std::int64_t in, std::int64_t kernel, std::int64_t stride, std::int64_t before, std::int64_t after) {
+  if (kernel < 1 || stride < 1 || before < 0 || after < 0 || in + before + after < kernel) return 0;
+  return (in + before + after - kernel) / stride + 1;
+}
+
+struct Inference {
+  const Node& node;
+  const std::vector<Dims>& known;
+
+  const Dims& in(std::size_t i = 0) const { return known[static_cast<std::size_t>(node.inputs[i])]; }
+
+  Expected<Dims> windowed(const Window& w, std::int64_t channels) const {
+    if (in().size() != 3) return mismatch(node, "needs an image, has " + to_string(in()));
+    const auto h = extent(in()[1], w.kernel_h, w.stride_h, w.pad_top, w.pad_bottom);
+    const auto v = extent(in()[2], w.kernel_w, w.stride_w, w.pad_left, w.pad_right);
+    if (h < 1 || v < 1) return mismatch(node, "its window does not fit " + to_string(in()));
+    return Dims{channels, h, v};
+  }
+  Expected<Dims> operator()(const Convolution& c) const {
+    if (in().size() != 3) return mismatch(node, "needs an image, has " + to_string(in()));
+    if (c.groups < 1 || c.out_channels < 1 || in()[0] % c.groups != 0 || c.out_channels % c.groups != 0)
+      return mismatch(node, std::to_string(c.groups) + " groups do not divide its channels");
+    if (size(c.weight) != c.out_channels * (in()[0] / c.groups) * c.window.kernel_h * c.window.kernel_w ||
+        (!c.bias.empty() && size(c.bias) != c.out_channels))
+      return mismatch(node, "its weights do not fit an input of " + to_string(in()));
+    return windowed(c.window, c.out_channels);
+  }
+  Expected<Dims> operator()(const BatchNorm& b) const {
+    for (const auto* v : {&b.scale, &b.shift, &b.mean, &b.variance})
+      if (size(*v) != in()[0]) return mismatch(node, "its statistics do not fit " + to_string(in()));
+    return in();
+  }
+  Expected<Dims> operator()(const Relu&) const { return in(); }
+  Expected<Dims> operator()(const MaxPool& p) const { return windowed(p.window, in()[0]); }
+  Expected<Dims> operator()(const AveragePool& p) const { return windowed(p.window, in()[0]); }
+  Expected<Dims> operator()(const GlobalAveragePool&) const {
+    if (in().size() != 3) return mismatch(node, "needs an image, has " + to_string(in()));
+    return Dims{in()[0], 1, 1};
+  }
+  Expected<Dims> operator()(const Dense& d) const {
+    if (in().size() != 1 || d.out_features < 1 || size(d.weight) != d.out_features * in()[0] ||
+        (!d.bias.empty() && size(d.bias) != d.out_features))
+      return mismatch(node, "its weights do not fit an input of " + to_string(in()));
+    return Dims{d.out_features};
+  }
+  Expected<Dims> operator()(const Flatten&) const { return Dims{elements(in())}; }
+  Expected<Dims> operator()(const Add&) const {
+    if (in(0) != in(1)) return mismatch(node, "adds " + to_string(in(0)) + " and " + to_string(in(1)));
+    return in(0);
+  }
+  Expected<Dims> operator()(const Identity&) const { return in(); }
+};
+
+// The convolution whose output goes through this batch norm.
+Convolution folded(const Convolution& c, const BatchNorm& b) {
+  Convolution out = c;
+  const auto per = c.weight.size() / static_cast<std::size_t>(c.out_channels);
+  out.bias.resize(static_cast<std::size_t>(c.out_channels), 0.0F);
+  for (std::size_t o = 0; o < static_cast<std::size_t>(c.out_channels); ++o) {
+    const float factor = b.scale[o] / std::sqrt(b.variance[o] + b.epsilon);
+    for (std::size_t i = 0; i < per; ++i) out.weight[o * per + i] *= factor;
+    const float bias = c.bias.empty() ? 0.0F : c.bias[o];
+    out.bias[o] = (bias - b.mean[o]) * factor + b.shift[o];
+  }
+  return out;
+}
+
+}  // namespace
+
+std::int64_t elements(const Dims& dims) {
+  std::int64_t product = 1;
+  for (const auto dim : dims) product *= dim;
+  return product;
+}
+
+std::string to_string(const Dims& dims) {
+  std::string out;
+  for (const auto dim : dims) out += (out.empty() ? "" : "x") + std::to_string(dim);
+  return out.empty() ? "scalar" : out;
+}
+
+Expected<std::vector<Dims>> infer_shapes(const Network& net) {
+  constexpr std::int64_t kElementsMax = std::int64_t{1} << 31;
+  std::vector<Dims> shapes{net.input};
+  std::int64_t product = 1;
+  for (const auto dim : net.input) {
+    if (dim < 1 || dim > kElementsMax / product || net.input.size() > 8)
+      return tl::unexpected(Error{ErrorCode::shape_mismatch, "the net's input cannot be " + to_string(net.input)});
+    product *= dim;
+  }
+  if (net.nodes.empty() || net.input.empty())
+    return tl::unexpected(Error{ErrorCode::shape_mismatch, "the net has no nodes or no input"});
+  for (std::size_t i = 0; i < net.nodes.size(); ++i) {
+    const auto& node = net.nodes[i];
+    const std::size_t arity = std::holds_alternative<Add>(node.op) ? 2 : 1;
+    if (node.inputs.size() != arity) return mismatch(node, "takes " + std::to_string(arity) + " inputs");
+    for (const int input : node.inputs)
+      if (input < 0 || input > static_cast<int>(i)) return mismatch(node, "reads a value that comes later");
+    auto shape = std::visit(Inference{node, shapes}, node.op);
+    if (!shape) return tl::unexpected(shape.error());
+    if (elements(*shape) > kElementsMax) return mismatch(node, "its output is too large: " + to_string(*shape));
+    shapes.push_back(std::move(*shape));
+  }
+  return shapes;
+}
+
+std::int64_t multiply_adds(const Network& net) {
+  const auto shapes = infer_shapes(net);
+  std::int64_t sum = 0;
+  if (!shapes) return sum;
+  for (std::size_t i = 0; i < net.nodes.size(); ++i) {
+    const auto& out = (*shapes)[i + 1];
+    if (const auto* c = std::get_if<Convolution>(&net.nodes[i].op)) sum += size(c->weight) * out[1] * out[2];
+    if (const auto* d = std::get_if<Dense>(&net.nodes[i].op)) sum += size(d->weight);
+  }
+  return sum;
+}
+
+std::int64_t parameters(const Network& net) {
+  std::int64_t sum = 0;
+  for (const auto& node : net.nodes) {
+    if (const auto* c = std::get_if<Convolution>(&node.op)) sum += size(c->weight) + size(c->bias);
+    if (const auto* d = std::get_if<Dense>(&node.op)) sum += size(d->weight) + size(d->bias);
+    if (const auto* b = std::get_if<BatchNorm>(&node.op)) sum += size(b->scale) + size(b->shift);
+  }
+  return sum;
+}
+
+Network simplified(Network net) {
+  std::vector<int> readers(net.nodes.size() + 1, 0);
+  for (const auto& node : net.nodes)
+    for (const int input : node.inputs) ++readers[static_cast<std::size_t>(input)];
+
+  Network out{net.name, net.input, {}};
+  std::vector<int> renamed{0};  // old value -> new value
+  for (std::size_t i = 0; i < net.nodes.size(); ++i) {
+    Node node = std::move(net.nodes[i]);
+    const int old_input = node.inputs.front();
+    for (int& input : node.inputs) input = renamed[static_cast<std::size_t>(input)];
+    const bool last = i + 1 == net.nodes.size();
+    if (std::holds_alternative<Identity>(node.op) && !(last && out.nodes.empty())) {
+      renamed.push_back(node.inputs.front());
+      if (!last || renamed.back() == static_cast<int>(out.nodes.size())) continue;
+      out.nodes.push_back(std::move(node));  // the net's output must be the last node
+      continue;
+    }
+    const int source = node.inputs.front();
+    if (const auto* norm = std::get_if<BatchNorm>(&node.op); norm && source > 0 && readers[static_cast<std::size_t>(old_input)] == 1) {
+      auto& before = out.nodes[static_cast<std::size_t>(source) - 1];
+      if (const auto* conv = std::get_if<Convolution>(&before.op)) {
+        before.op = folded(*conv, *norm);
+        renamed.push_back(source);
+        continue;
+      }
+    }
+    out.nodes.push_back(std::move(node));
+    renamed.push_back(static_cast<int>(out.nodes.size()));
+  }
+  return out;
+}
+
+Network vgg(Dims input, const std::vector<int>& widths, int classes, std::uint64_t seed) {
+  Network net{"vgg", input, {}};
+  std::mt19937_64 random(seed);
+  const auto normal = [&](std::int64_t count, std::int64_t fan_in) {
+    std::normal_distribution<float> draw(0.0F, std::sqrt(2.0F / static_cast<float>(fan_in)));
+    std::vector<float> out(static_cast<std::size_t>(count));
+    for (auto& value : out) value = draw(random);
+    return out;
+  };
+  const auto push = [&](const std::string& name, Operator op) {
+    net.nodes.push_back({name, std::move(op), {static_cast<int>(net.nodes.size())}});
+  };
+  std::int64_t channels = input[0], height = input[1], width = input[2];
+  for (std::size_t i = 0; i < widths.size(); ++i) {
+    const std::int64_t out = widths[i];
+    const auto number = std::to_string(i);
+    Convolution conv{{3, 3, 1, 1, 1, 1, 1, 1}, out, 1, normal(out * channels * 9, channels * 9), {}};
+    push("conv" + number, std::move(conv));
+    BatchNorm norm;
+    norm.scale.assign(static_cast<std::size_t>(out), 1.0F);
+    norm.shift.assign(static_cast<std::size_t>(out), 0.0F);
+    norm.mean = norm.shift;
+    norm.variance = norm.scale;
+    push("norm" + number, std::move(norm));
+    push("relu" + number, Relu{});
+    if (i % 2 == 1) {
+      push("pool" + number, MaxPool{{2, 2, 2, 2, 0, 0, 0, 0}});
+      height /= 2;
+      width /= 2;
+    }
+    channels = out;
+  }
+  push("flatten", Flatten{});
+  const auto features = channels * height * width;
+  push("scores", Dense{classes, normal(classes * features, features), std::vector<float>(static_cast<std::size_t>(classes), 0.0F)});
+  return net;
+}
+
+}  // namespace coppice::gpu
