@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <toml++/toml.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,7 +13,6 @@
 #include <numeric>
 #include <optional>
 #include <span>
-#include <toml++/toml.h>
 
 #include "runtime/keys.hpp"
 #include "runtime/launcher.hpp"
@@ -21,7 +21,7 @@ namespace coppice::runtime {
 namespace {
 
 constexpr std::size_t kFileBytesMax = 1U << 20;
-constexpr std::size_t kTextMax = 4'096;        // of one string in the file
+constexpr std::size_t kTextMax = 4'096;         // of one string in the file
 constexpr std::int64_t kDeadlineMax = 600'000;  // milliseconds
 constexpr int kCudaDevicesMax = 256;
 
@@ -31,9 +31,7 @@ struct Fault {
   std::string what;
 };
 
-bool is_letter_or_digit(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-}
+bool is_letter_or_digit(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'); }
 
 std::string in_quotes(std::string_view text) {
   std::string result = "\"";
@@ -63,13 +61,22 @@ class NestingScan {
     for (std::size_t i = 0; i < text.size() && text[i] != '#'; ++i) {
       switch (text[i]) {
         case '"':
-        case '\'': i = end_of_string(text, i); break;
-        case '.': require(++dots <= kDotsMax, "a key of too many parts"); break;
+        case '\'':
+          i = end_of_string(text, i);
+          break;
+        case '.':
+          require(++dots <= kDotsMax, "a key of too many parts");
+          break;
         case '[':
-        case '{': require(++depth_ <= kDepthMax, "brackets nested too deeply"); break;
+        case '{':
+          require(++depth_ <= kDepthMax, "brackets nested too deeply");
+          break;
         case ']':
-        case '}': --depth_; break;
-        default: break;
+        case '}':
+          --depth_;
+          break;
+        default:
+          break;
       }
     }
   }
@@ -137,9 +144,10 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 std::string remedy(std::string_view word, std::span<const std::string_view> known) {
   const auto distance = [&](std::string_view candidate) { return edit_distance(word, candidate); };
   if (word.size() <= 32) {
-    const auto nearest = *std::min_element(known.begin(), known.end(),
-                                           [&](auto a, auto b) { return distance(a) < distance(b); });
-    if (distance(nearest) <= std::min<std::size_t>(3, nearest.size() / 2)) return "did you mean " + in_quotes(nearest) + "?";
+    const auto nearest =
+        *std::min_element(known.begin(), known.end(), [&](auto a, auto b) { return distance(a) < distance(b); });
+    if (distance(nearest) <= std::min<std::size_t>(3, nearest.size() / 2))
+      return "did you mean " + in_quotes(nearest) + "?";
   }
   return "known: " + joined(known);
 }
@@ -153,8 +161,8 @@ class Section {
       : table_(table), prefix_(std::move(prefix)) {
     for (const auto& [key, value] : table_) {
       if (std::find(known.begin(), known.end(), key.str()) == known.end()) {
-        throw Fault{key.source().begin.line, "unknown key " + in_quotes(prefix_ + std::string(key.str())) + "; " +
-                                                 remedy(key.str(), known)};
+        throw Fault{key.source().begin.line,
+                    "unknown key " + in_quotes(prefix_ + std::string(key.str())) + "; " + remedy(key.str(), known)};
       }
     }
   }
@@ -244,7 +252,8 @@ bool leads(const Section& section) {
     const auto* word = role.as_string();
     if (!word) section.fail("roles", expected);
     if (word->get() != "gateway") {
-      section.fail("roles", "unknown role " + in_quotes(word->get()) + "; known: gateway (a host without roles is a worker)");
+      section.fail("roles",
+                   "unknown role " + in_quotes(word->get()) + "; known: gateway (a host without roles is a worker)");
     }
   }
   return !roles->empty();
@@ -261,7 +270,8 @@ PlacedHost read_host(const toml::table& table) {
   Host host;
   host.name = section.required_text("name");
   if (!is_plain_name(host.name)) {
-    section.fail("name", in_quotes(host.name) + " must be 1 to 64 letters, digits, '.', '_' or '-' and start with none of '.-'");
+    section.fail(
+        "name", in_quotes(host.name) + " must be 1 to 64 letters, digits, '.', '_' or '-' and start with none of '.-'");
   }
   if (host.name == kClientName || host.name == "ca") {
     section.fail("name", in_quotes(host.name) + " is the name of a key that no host has");
@@ -272,7 +282,8 @@ PlacedHost read_host(const toml::table& table) {
   // The gateway listens for control on port + 1.
   host.port = static_cast<std::uint16_t>(section.number("port", 1, host.gateway ? 65'534 : 65'535).value_or(host.port));
   host.device = section.text("device").value_or(host.device);
-  if (!is_device(host.device)) section.fail("device", in_quotes(host.device) + " is unknown; known: cpu, cuda:N, replay:FILE");
+  if (!is_device(host.device))
+    section.fail("device", in_quotes(host.device) + " is unknown; known: cpu, cuda:N, replay:FILE");
   return {std::move(host), section.line()};
 }
 
@@ -287,8 +298,8 @@ void check_pair(const PlacedHost& earlier, const PlacedHost& later) {
   if (a.address != b.address) return;
   for (const int port : {b.port + 0, b.port + 1}) {
     if (listens(b, port) && listens(a, port)) {
-      clash("host.port: " + in_quotes(a.name) + " and " + in_quotes(b.name) + " would both listen on " + b.address + " port " +
-            std::to_string(port));
+      clash("host.port: " + in_quotes(a.name) + " and " + in_quotes(b.name) + " would both listen on " + b.address +
+            " port " + std::to_string(port));
     }
   }
 }
@@ -340,8 +351,8 @@ CodeSection read_code(const Section& top, const toml::table& root, int workers) 
   const bool uncoded = code.scheme == coding::Scheme::none;
   code.shape.workers = static_cast<int>(section.number("workers", 1, coding::kWorkersMax).value_or(workers));
   if (code.shape.workers != workers) {
-    section.fail("workers", "is " + std::to_string(code.shape.workers) + " but the file has " + std::to_string(workers) +
-                                " worker hosts (every [[host]] but the gateway)");
+    section.fail("workers", "is " + std::to_string(code.shape.workers) + " but the file has " +
+                                std::to_string(workers) + " worker hosts (every [[host]] but the gateway)");
   }
   const int usual = uncoded ? workers : std::max(1, workers - 2);
   code.shape.needed = static_cast<int>(section.number("needed", 1, workers).value_or(usual));
@@ -349,7 +360,8 @@ CodeSection read_code(const Section& top, const toml::table& root, int workers) 
     section.fail("needed", "is " + std::to_string(code.shape.needed) + " but scheme \"none\" needs all " +
                                std::to_string(workers) + " workers");
   }
-  code.deadline = std::chrono::milliseconds(section.number("deadline_ms", 1, kDeadlineMax).value_or(code.deadline.count()));
+  code.deadline =
+      std::chrono::milliseconds(section.number("deadline_ms", 1, kDeadlineMax).value_or(code.deadline.count()));
   return code;
 }
 
@@ -368,7 +380,7 @@ std::filesystem::path directory_of(const std::filesystem::path& file) {
 Host probe_host() { return {.name = "probe", .address = "127.0.0.1", .port = 7000, .device = "cpu", .gateway = false}; }
 
 Cluster read_cluster(const toml::table& root, const std::filesystem::path& file) {
-  static constexpr std::array<std::string_view, 8> kKnown{"name",  "keys",         "model", "topology",
+  static constexpr std::array<std::string_view, 8> kKnown{"name",     "keys",         "model", "topology",
                                                           "launcher", "allow_faults", "code",  "host"};
   const Section top(root, "", kKnown);
   const auto directory = directory_of(file);
@@ -496,8 +508,8 @@ Expected<std::string> read_file(int directory, const std::filesystem::path& file
                                 const ReadLimits& limits) {
   const auto fault = [&](const std::string& what) { return bad_input(one_line(shown.string()) + ": " + what); };
   // O_NONBLOCK: a FIFO must not hold up the opener; regular files ignore it.
-  const OpenFile open_file(::openat(directory, file.c_str(),
-                                    O_RDONLY | O_CLOEXEC | O_NONBLOCK | (limits.follow_links ? 0 : O_NOFOLLOW)));
+  const OpenFile open_file(
+      ::openat(directory, file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | (limits.follow_links ? 0 : O_NOFOLLOW)));
   if (open_file.fd < 0) return fault(errno == ELOOP ? "is a symbolic link" : std::strerror(errno));
   struct stat status {};
   if (::fstat(open_file.fd, &status) != 0) return fault(std::strerror(errno));

@@ -314,7 +314,8 @@ std::set<std::string> checked_members(const std::vector<std::string>& names) {
   for (const auto& name : names) {
     const auto quoted = "\"" + one_line(name) + "\"";
     if (!is_plain_name(name)) {
-      wrong("keys: member name " + quoted + " must be 1 to 64 letters, digits, '.', '_' or '-' and start with none of '.-'");
+      wrong("keys: member name " + quoted +
+            " must be 1 to 64 letters, digits, '.', '_' or '-' and start with none of '.-'");
     }
     if (name == kClientName || name == "ca") wrong("keys: member name " + quoted + " is reserved");
     if (!members.insert(name).second) wrong("keys: member " + quoted + " is named twice");
@@ -385,7 +386,8 @@ std::string read_curve_secret(const fs::path& file, const std::string& public_ke
   if (text.ends_with('\n')) text.pop_back();
   const auto derived = public_part(text);
   if (!derived) wrong(shown(file) + ": must hold one secret key of 40 Z85 characters");
-  if (*derived != public_key) wrong(shown(file) + ": does not match its public key in " + kAllow + "; copy both from one directory");
+  if (*derived != public_key)
+    wrong(shown(file) + ": does not match its public key in " + kAllow + "; copy both from one directory");
   return text;
 }
 

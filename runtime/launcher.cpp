@@ -70,8 +70,10 @@ std::string shell_quoted(const std::string& word) {
   if (!word.empty() && std::all_of(word.begin(), word.end(), safe)) return word;
   std::string result = "'";
   for (const char c : word) {
-    if (c == '\'') result += "'\\''";
-    else result += c;
+    if (c == '\'')
+      result += "'\\''";
+    else
+      result += c;
   }
   return result + "'";
 }
@@ -83,7 +85,8 @@ std::string shell_joined(const std::vector<std::string>& words) {
 }
 
 bool is_placeholder(std::string_view inner) {
-  return !inner.empty() && std::all_of(inner.begin(), inner.end(), [](char c) { return (c >= 'a' && c <= 'z') || c == '_'; });
+  return !inner.empty() &&
+         std::all_of(inner.begin(), inner.end(), [](char c) { return (c >= 'a' && c <= 'z') || c == '_'; });
 }
 
 // One word with its placeholders filled in. What is filled in is not looked at again.
@@ -214,11 +217,11 @@ int start_error(int pipe) {
 bool has_ended(pid_t pid) {
   siginfo_t info{};
   return ::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOHANG | WNOWAIT) != 0 ? errno == ECHILD
-                                                                                         : info.si_pid == pid;
+                                                                                          : info.si_pid == pid;
 }
 
-// Kills the child, if it still runs, and what it leaves in its group, while the group's number is still its own: a child
-// that someone else has reaped is left alone.
+// Kills the child, if it still runs, and what it leaves in its group, while the group's number is still its own: a
+// child that someone else has reaped is left alone.
 int bury(pid_t pid) {
   siginfo_t info{};
   int status = 0;
@@ -270,7 +273,8 @@ Expected<std::vector<std::string>> launch_command(const std::string& launcher, c
     if (!text) return tl::unexpected(text.error());
     argv.push_back(*std::move(text));
   }
-  if (!runs_command) return bad_input("launcher: has no {command}, so it would start nothing; e.g. \"ssh {address} {command}\"");
+  if (!runs_command)
+    return bad_input("launcher: has no {command}, so it would start nothing; e.g. \"ssh {address} {command}\"");
   if (argv.empty() || argv.front().empty()) return bad_input("launcher: names no program");
   return argv;
 }
@@ -314,8 +318,8 @@ Expected<void> Launcher::start(const std::string& name, const std::vector<std::s
   report_in.reset();
   if (const int failure = start_error(report_out.get()); failure != 0) {
     wait_for(child, nullptr);
-    return bad_input("launcher: cannot run \"" + one_line(argv.front()) + "\" for " + who + ": " + std::strerror(failure) +
-                     "; check the launcher line of the cluster file and PATH");
+    return bad_input("launcher: cannot run \"" + one_line(argv.front()) + "\" for " + who + ": " +
+                     std::strerror(failure) + "; check the launcher line of the cluster file and PATH");
   }
   entry.pid = child;
   children_.push_back(std::move(entry));

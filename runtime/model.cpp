@@ -149,7 +149,8 @@ void read_code(const json& code, Manifest& into) {
   const auto scheme = coding::scheme_of(text(member(code, "code.", "scheme"), "code.scheme"));
   if (!scheme) fail("code.scheme", scheme.error());
   into.scheme = *scheme;
-  into.shape.workers = static_cast<int>(whole(member(code, "code.", "workers"), "code.workers", 1, coding::kWorkersMax));
+  into.shape.workers =
+      static_cast<int>(whole(member(code, "code.", "workers"), "code.workers", 1, coding::kWorkersMax));
   into.shape.needed = static_cast<int>(whole(member(code, "code.", "needed"), "code.needed", 1, into.shape.workers));
   if (into.scheme == coding::Scheme::none && into.shape.needed != into.shape.workers) {
     fail("code.needed", "scheme \"none\" needs all " + std::to_string(into.shape.workers) + " workers");
@@ -162,8 +163,9 @@ WorkerNet read_worker(const json& worker, const std::string& field, int classes)
   WorkerNet net;
   net.file = text(member(worker, prefix, "file"), prefix + "file");
   if (!is_plain_name(net.file) || net.file == kManifest) {
-    fail(prefix + "file", "\"" + net.file + "\" must be a plain file name: up to 64 letters, digits, '.', '_' or '-', no slash, "
-                          "no leading dot");
+    fail(prefix + "file", "\"" + net.file +
+                              "\" must be a plain file name: up to 64 letters, digits, '.', '_' or '-', no slash, "
+                              "no leading dot");
   }
   net.classes = classes_of(member(worker, prefix, "classes"), prefix + "classes", classes);
   net.multiply_adds = count(member(worker, prefix, "multiply_adds"), prefix + "multiply_adds");
@@ -301,7 +303,8 @@ bool write_whole(int fd, std::span<const std::byte> bytes) {
 Expected<void> replace_file(const Directory& directory, const std::string& name, std::span<const std::byte> bytes,
                             const fs::path& shown) {
   const auto temporary = "." + name + "." + std::to_string(::getpid());
-  const int fd = ::openat(directory.fd(), temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
+  const int fd =
+      ::openat(directory.fd(), temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
   bool good = fd >= 0 && write_whole(fd, bytes) && ::fsync(fd) == 0;
   int error = errno;
   if (fd >= 0) ::close(fd);
@@ -376,22 +379,21 @@ nlohmann::json to_json(const Manifest& manifest) {
                        {"parameters", worker.parameters},
                        {"bytes", worker.bytes}});
   }
-  return {{"schema", manifest.schema},
-          {"name", manifest.name},
-          {"source", {{"sha256", manifest.source_sha256}, {"multiply_adds", manifest.source_multiply_adds}}},
-          {"input",
-           {{"shape", manifest.input},
-            {"mean", manifest.normalisation.mean},
-            {"std", manifest.normalisation.deviation}}},
-          {"classes", manifest.class_names},
-          {"groups", manifest.groups},
-          {"code",
-           {{"scheme", coding::name(manifest.scheme)},
-            {"workers", manifest.shape.workers},
-            {"needed", manifest.shape.needed}}},
-          {"workers", std::move(workers)},
-          {"decoder", coding::to_json(manifest.decoder, manifest.generator)},
-          {"accuracy", manifest.accuracy}};
+  return {
+      {"schema", manifest.schema},
+      {"name", manifest.name},
+      {"source", {{"sha256", manifest.source_sha256}, {"multiply_adds", manifest.source_multiply_adds}}},
+      {"input",
+       {{"shape", manifest.input}, {"mean", manifest.normalisation.mean}, {"std", manifest.normalisation.deviation}}},
+      {"classes", manifest.class_names},
+      {"groups", manifest.groups},
+      {"code",
+       {{"scheme", coding::name(manifest.scheme)},
+        {"workers", manifest.shape.workers},
+        {"needed", manifest.shape.needed}}},
+      {"workers", std::move(workers)},
+      {"decoder", coding::to_json(manifest.decoder, manifest.generator)},
+      {"accuracy", manifest.accuracy}};
 }
 
 Expected<Manifest> parse_manifest(const nlohmann::json& object, const std::string& origin) {
@@ -429,7 +431,8 @@ Expected<Model> load_model(const fs::path& directory) {
 Expected<void> save_model(const Model& model, const fs::path& directory) {
   const auto shown = one_line(directory.string());
   const auto text = dumped(model.manifest);
-  if (const auto readable = manifest_from(text, shown + "/" + kManifest); !readable) return tl::unexpected(readable.error());
+  if (const auto readable = manifest_from(text, shown + "/" + kManifest); !readable)
+    return tl::unexpected(readable.error());
   if (const auto complete = check_files(model, shown); !complete) return complete;
   std::error_code error;
   fs::create_directories(directory, error);

@@ -27,7 +27,7 @@ foreach(component IN LISTS CAF_FIND_COMPONENTS)
   if(CAF_${component}_LIBRARY AND CAF_INCLUDE_DIR)
     set(CAF_${component}_FOUND TRUE)
     if(NOT TARGET CAF::${component})
-      add_library(CAF::${component} UNKNOWN IMPORTED)
+      add_library(CAF::${component} UNKNOWN IMPORTED GLOBAL)
       set_target_properties(CAF::${component} PROPERTIES
         IMPORTED_LOCATION "${CAF_${component}_LIBRARY}" INTERFACE_INCLUDE_DIRECTORIES "${CAF_INCLUDE_DIR}")
     endif()

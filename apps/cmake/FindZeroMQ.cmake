@@ -13,7 +13,7 @@ find_package_handle_standard_args(ZeroMQ
   REQUIRED_VARS ZeroMQ_LIBRARY ZeroMQ_INCLUDE_DIR VERSION_VAR ZeroMQ_VERSION
   REASON_FAILURE_MESSAGE "install libzmq3-dev (bash apps/deps does)")
 if(ZeroMQ_FOUND AND NOT TARGET ZeroMQ::ZeroMQ)
-  add_library(ZeroMQ::ZeroMQ UNKNOWN IMPORTED)
+  add_library(ZeroMQ::ZeroMQ UNKNOWN IMPORTED GLOBAL)
   set_target_properties(ZeroMQ::ZeroMQ PROPERTIES
     IMPORTED_LOCATION "${ZeroMQ_LIBRARY}" INTERFACE_INCLUDE_DIRECTORIES "${ZeroMQ_INCLUDE_DIR}")
 endif()

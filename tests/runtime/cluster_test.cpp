@@ -123,7 +123,8 @@ TEST(Cluster, EveryFaultNamesFileLineAndKey) {
       {lab("", "", nameless + "name = \"h1\"\n"), ":18: ", "two hosts are called \"h1\" (the first is on line 12)"},
       {lab("", "", "[[host]]\nname = \"h3\"\n"), ":18: ", "host.address: is missing"},
       {lab("", "", "[[host]]\nname = \"h3\"\naddress = \"-oProxyCommand=x\"\n"), ":20: ", "host.address: "},
-      {lab("", "", "[[host]]\nname = \"h3\"\naddress = \"10.77.0.4\"\n"), ":18: ", "\"h2\" and \"h3\" would both listen"},
+      {lab("", "", "[[host]]\nname = \"h3\"\naddress = \"10.77.0.4\"\n"),
+       ":18: ", "\"h2\" and \"h3\" would both listen"},
       {lab("", "", "[[host]]\nname = \"h3\"\naddress = \"10.77.0.1\"\nport = 7001\n"), ":18: ", "10.77.0.1 port 7001"},
       {lab("", "", "port = 65536\n"), ":18: ", "host.port: is 65536"},
       {lab("", "", "port = \"7000\"\n"), ":18: ", "host.port: must be a whole number"},
@@ -137,7 +138,8 @@ TEST(Cluster, EveryFaultNamesFileLineAndKey) {
       {lab("", "", "roles = [\"worker\"]\n"), ":18: ", "unknown role \"worker\"; known: gateway"},
       {lab("", "", "roles = [\"gateway\"]\n"), ":15: ", "a second gateway, \"h2\"; \"g\" leads already (line 5)"},
       {"name = \"lab\"\n[[host]]\nname = \"a\"\naddress = \"::1\"\n", ":2: ", "host.roles: no host leads"},
-      {"name = \"lab\"\n[[host]]\nname = \"a\"\naddress = \"::1\"\nroles = [\"gateway\"]\n", ":2: ", "host: there is no worker"},
+      {"name = \"lab\"\n[[host]]\nname = \"a\"\naddress = \"::1\"\nroles = [\"gateway\"]\n",
+       ":2: ", "host: there is no worker"},
   };
   for (const auto& fault : faults) {
     SCOPED_TRACE(fault.toml);
@@ -145,7 +147,8 @@ TEST(Cluster, EveryFaultNamesFileLineAndKey) {
     ASSERT_FALSE(cluster);
     EXPECT_EQ(cluster.error().code, ErrorCode::bad_input);
     const auto& what = cluster.error().what;
-    EXPECT_TRUE(what.starts_with(kFile + fault.place) || (!fault.place.starts_with(':') && what.starts_with(kFile))) << what;
+    EXPECT_TRUE(what.starts_with(kFile + fault.place) || (!fault.place.starts_with(':') && what.starts_with(kFile)))
+        << what;
     EXPECT_NE(what.find(fault.says), std::string::npos) << what;
     EXPECT_EQ(what.find('\n'), std::string::npos) << what;
   }
@@ -153,7 +156,8 @@ TEST(Cluster, EveryFaultNamesFileLineAndKey) {
 
 TEST(Cluster, RefusesMoreWorkersThanACodeHas) {
   std::string hosts;
-  for (int i = 3; i < 33; ++i) hosts += "[[host]]\nname = \"h" + std::to_string(i) + "\"\naddress = \"h" + std::to_string(i) + "\"\n";
+  for (int i = 3; i < 33; ++i)
+    hosts += "[[host]]\nname = \"h" + std::to_string(i) + "\"\naddress = \"h" + std::to_string(i) + "\"\n";
   const auto cluster = parse_cluster(lab("", "", hosts), kFile);
   ASSERT_FALSE(cluster);
   EXPECT_NE(cluster.error().what.find("32 workers"), std::string::npos) << cluster.error().what;
@@ -210,7 +214,8 @@ Cluster any_cluster() {
   cluster.keys = path("/keys");
   if (*rc::gen::arbitrary<bool>()) cluster.model = path("/m");
   if (*rc::gen::arbitrary<bool>()) cluster.topology = path("/t");
-  cluster.launcher = *rc::gen::element<std::string>("{command}", "ssh {address} {command}", "sh -c \"a\\\\b '{command}'\"");
+  cluster.launcher =
+      *rc::gen::element<std::string>("{command}", "ssh {address} {command}", "sh -c \"a\\\\b '{command}'\"");
   cluster.faults_allowed = *rc::gen::arbitrary<bool>();
   const int workers = *rc::gen::inRange(1, coding::kWorkersMax + 1);
   cluster.code.scheme = *rc::gen::element(coding::Scheme::none, coding::Scheme::replicate, coding::Scheme::harmonic,
@@ -248,10 +253,18 @@ TEST(Cluster, MutatedFilesNeverCrash) {
     for (std::size_t edits = 1 + below(4); edits > 0; --edits) {
       const auto at = below(text.size());
       switch (below(4)) {
-        case 0: text[at] = static_cast<char>(below(256)); break;
-        case 1: text.insert(at, 1, spice[below(spice.size())]); break;
-        case 2: text.erase(at, 1 + below(8)); break;
-        default: text.insert(below(text.size()), text.substr(at, 1 + below(40))); break;
+        case 0:
+          text[at] = static_cast<char>(below(256));
+          break;
+        case 1:
+          text.insert(at, 1, spice[below(spice.size())]);
+          break;
+        case 2:
+          text.erase(at, 1 + below(8));
+          break;
+        default:
+          text.insert(below(text.size()), text.substr(at, 1 + below(40)));
+          break;
       }
     }
     const auto cluster = parse_cluster(text, kFile);

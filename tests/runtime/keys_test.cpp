@@ -1,9 +1,9 @@
 #include "runtime/keys.hpp"
 
 #include <gtest/gtest.h>
-#include <rapidcheck/gtest.h>
 #include <openssl/pem.h>
 #include <openssl/x509v3.h>
+#include <rapidcheck/gtest.h>
 #include <sys/stat.h>
 #include <zmq.h>
 
@@ -82,7 +82,8 @@ TEST_F(Keys, EveryMemberLoadsAndTheKeysBelongTogether) {
     std::array<char, 41> derived{};
     ASSERT_EQ(zmq_curve_public(derived.data(), identity->secret_key.c_str()), 0);
     EXPECT_EQ(identity->public_key, derived.data());
-    EXPECT_TRUE(fs::exists(identity->certificate) && fs::exists(identity->private_key) && fs::exists(identity->authority));
+    EXPECT_TRUE(fs::exists(identity->certificate) && fs::exists(identity->private_key) &&
+                fs::exists(identity->authority));
   }
   EXPECT_NE(list->at("h0"), list->at("h1"));
 }
@@ -227,7 +228,8 @@ TEST_F(Keys, RefusesDamagedFilesByName) {
   damage("allow.json", "{\"h0\": 1}", "member \"h0\": its public key");
   damage("allow.json", "{\"h0\": \"abc\"}", "member \"h0\": its public key");
   damage("allow.json", "{\"../h0\": \"" + std::string(40, 'a') + "\"}", "member \"../h0\": not a member name");
-  damage("allow.json", nlohmann::json{{"a", std::string(40, 'a')}, {"b", std::string(40, 'a')}}.dump(), "same public key");
+  damage("allow.json", nlohmann::json{{"a", std::string(40, 'a')}, {"b", std::string(40, 'a')}}.dump(),
+         "same public key");
   damage("allow.json", nlohmann::json{{"a", std::string(40, 'a')}}.dump(), "no key for member \"h0\" (known: a)");
 }
 
@@ -241,7 +243,8 @@ TEST_F(Keys, MutatedFilesNeverCrash) {
     const auto before = read(keys_ / file);
     for (int round = 0; round < 400; ++round) {
       auto text = before;
-      for (std::size_t edits = 1 + below(3); edits > 0; --edits) text[below(text.size())] = static_cast<char>(below(256));
+      for (std::size_t edits = 1 + below(3); edits > 0; --edits)
+        text[below(text.size())] = static_cast<char>(below(256));
       write(keys_ / file, text);
       if (const auto identity = load_identity(keys_, "h0"); !identity) {
         ASSERT_TRUE(identity.error().what.starts_with(keys_.string())) << identity.error().what;

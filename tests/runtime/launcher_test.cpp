@@ -45,10 +45,13 @@ TEST(LaunchCommand, FilledInTextIsNotFilledAgain) {
 }
 
 TEST(LaunchCommand, NamesWhatIsWrong) {
-  const std::vector<std::pair<std::string, std::string>> faults{
-      {"", "no {command}"},         {"ssh {address}", "no {command}"},       {"ssh {host} {command}", "{host}"},
-      {"sh -c '{command}", "not closed"}, {"sh -c \"{command}", "not closed"}, {"{command} \\", "lone backslash"},
-      {"'' {command}", "no program"}};
+  const std::vector<std::pair<std::string, std::string>> faults{{"", "no {command}"},
+                                                                {"ssh {address}", "no {command}"},
+                                                                {"ssh {host} {command}", "{host}"},
+                                                                {"sh -c '{command}", "not closed"},
+                                                                {"sh -c \"{command}", "not closed"},
+                                                                {"{command} \\", "lone backslash"},
+                                                                {"'' {command}", "no program"}};
   for (const auto& [launcher, says] : faults) {
     const auto argv = launch_command(launcher, kHost, {"coppice"});
     ASSERT_FALSE(argv) << launcher;
@@ -168,7 +171,8 @@ TEST_F(Launching, StartSaysThatAProgramCannotRun) {
   Launcher launcher(logs(), 1s);
   const auto missing = launcher.start("h0", {"no-such-program-here", "x"});
   ASSERT_FALSE(missing);
-  EXPECT_NE(missing.error().what.find("cannot run \"no-such-program-here\" for \"h0\": No such file"), std::string::npos)
+  EXPECT_NE(missing.error().what.find("cannot run \"no-such-program-here\" for \"h0\": No such file"),
+            std::string::npos)
       << missing.error().what;
   EXPECT_FALSE(launcher.start("h0", {"/dev/null"}));
   EXPECT_FALSE(launcher.start("h0", {}));
@@ -186,7 +190,8 @@ TEST_F(Launching, LogThatCannotBeWrittenIsNamed) {
   Launcher launcher(scratch_ / "file", 1s);
   const auto started = launcher.start("h0", {"true"});
   ASSERT_FALSE(started);
-  EXPECT_NE(started.error().what.find((scratch_ / "file" / "h0.log").string()), std::string::npos) << started.error().what;
+  EXPECT_NE(started.error().what.find((scratch_ / "file" / "h0.log").string()), std::string::npos)
+      << started.error().what;
 }
 
 TEST_F(Launching, ChildrenGetACleanSlate) {
@@ -197,8 +202,9 @@ TEST_F(Launching, ChildrenGetACleanSlate) {
   ::pthread_sigmask(SIG_BLOCK, &blocked, &before);
   const auto handler = ::signal(SIGPIPE, SIG_IGN);
   Launcher launcher(logs(), 5s);
-  shell(launcher, "h0", "ls /proc/self/fd | tr '\\n' ' '; readlink /proc/$$/fd/0; "
-                        "grep -E 'SigBlk|SigIgn' /proc/$$/status | tr '\\t\\n' '  ';");
+  shell(launcher, "h0",
+        "ls /proc/self/fd | tr '\\n' ' '; readlink /proc/$$/fd/0; "
+        "grep -E 'SigBlk|SigIgn' /proc/$$/status | tr '\\t\\n' '  ';");
   next_exit(launcher);
   ::signal(SIGPIPE, handler);
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
@@ -263,8 +269,9 @@ TEST_F(Launching, NothingIsLeftAfterTheDestructor) {
   std::vector<pid_t> pids;
   {
     Launcher launcher(logs(), 100ms);
-    shell(launcher, "h0", "trap '' TERM; sleep 1000 & echo $! > " + (scratch_ / "grandchild").string() +
-                              "; echo ready; while :; do sleep 0.05; done");
+    shell(launcher, "h0",
+          "trap '' TERM; sleep 1000 & echo $! > " + (scratch_ / "grandchild").string() +
+              "; echo ready; while :; do sleep 0.05; done");
     shell(launcher, "h1", "sleep 1000");
     ASSERT_TRUE(logged("h0", "ready"));
     pids = {*launcher.pid("h0"), *launcher.pid("h1"), 0};
@@ -290,7 +297,8 @@ TEST_F(Launching, ChildrenDieWithAKilledParent) {
   ASSERT_GE(parent, 0);
   if (parent == 0) {
     Launcher launcher(logs(), 1s);
-    const auto started = launcher.start("h0", {"/bin/sh", "-c", "trap '' TERM HUP; echo $$; while :; do sleep 0.05; done"});
+    const auto started =
+        launcher.start("h0", {"/bin/sh", "-c", "trap '' TERM HUP; echo $$; while :; do sleep 0.05; done"});
     while (started) ::pause();
     ::_exit(1);
   }

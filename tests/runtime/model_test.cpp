@@ -169,9 +169,26 @@ TEST(Manifest, EveryFaultNamesTheField) {
 
 TEST(Manifest, EveryMissingFieldIsNamed) {
   const auto whole = to_json(small_model().manifest);
-  for (const char* field : {"schema", "name", "source", "source/sha256", "source/multiply_adds", "input", "input/shape",
-                            "input/mean", "input/std", "classes", "groups", "code", "code/scheme", "code/workers",
-                            "code/needed", "workers", "workers/0/file", "workers/0/classes", "workers/0/bytes", "decoder"}) {
+  for (const char* field : {"schema",
+                            "name",
+                            "source",
+                            "source/sha256",
+                            "source/multiply_adds",
+                            "input",
+                            "input/shape",
+                            "input/mean",
+                            "input/std",
+                            "classes",
+                            "groups",
+                            "code",
+                            "code/scheme",
+                            "code/workers",
+                            "code/needed",
+                            "workers",
+                            "workers/0/file",
+                            "workers/0/classes",
+                            "workers/0/bytes",
+                            "decoder"}) {
     const json::json_pointer pointer("/" + std::string(field));
     auto object = whole;
     object[pointer.parent_pointer()].erase(pointer.back());
@@ -199,7 +216,8 @@ TEST_F(ModelDirectory, LoadsWhatItSaved) {
   const auto model = load_model(directory_);
   ASSERT_TRUE(model) << model.error().what;
   expect_same(*model, small_model());
-  EXPECT_EQ(std::distance(fs::directory_iterator(directory_), fs::directory_iterator()), 4);  // nothing temporary is left
+  EXPECT_EQ(std::distance(fs::directory_iterator(directory_), fs::directory_iterator()),
+            4);  // nothing temporary is left
   save();
   EXPECT_TRUE(load_model(directory_));
 }
@@ -211,7 +229,8 @@ TEST_F(ModelDirectory, SavesNothingThatItCouldNotLoad) {
   stray.files["../evil"] = {};
   auto wrong = small_model();
   wrong.manifest.shape.needed = 9;
-  for (const auto& [model, says] : {std::pair{missing, "\"subnet1.onnx\""}, {stray, "\"../evil\""}, {wrong, "code.needed"}}) {
+  for (const auto& [model, says] :
+       {std::pair{missing, "\"subnet1.onnx\""}, {stray, "\"../evil\""}, {wrong, "code.needed"}}) {
     const auto saved = save_model(model, directory_);
     ASSERT_FALSE(saved);
     EXPECT_NE(saved.error().what.find(says), std::string::npos) << saved.error().what;
@@ -255,7 +274,8 @@ TEST(Bundle, ReadsBackWhatItWrites) {
   expect_same(*back, model);
 }
 
-RC_GTEST_PROP(Bundle, CarriesAnyBytes, (const std::vector<std::uint8_t>& first, const std::vector<std::uint8_t>& second)) {
+RC_GTEST_PROP(Bundle, CarriesAnyBytes,
+              (const std::vector<std::uint8_t>& first, const std::vector<std::uint8_t>& second)) {
   auto model = small_model();
   const auto fill = [&](const char* name, const std::vector<std::uint8_t>& from) {
     model.files[name].assign(reinterpret_cast<const std::byte*>(from.data()),
@@ -309,10 +329,18 @@ class Mutator {
     for (std::size_t edits = 1 + below(3); edits > 0 && text.size() > 1; --edits) {
       const auto at = text.begin() + static_cast<std::ptrdiff_t>(below(text.size()));
       switch (below(4)) {
-        case 0: *at = static_cast<Byte>(below(256)); break;
-        case 1: text.insert(at, static_cast<Byte>(below(256))); break;
-        case 2: text.erase(at); break;
-        default: *at = static_cast<Byte>(static_cast<unsigned>(*at) ^ (1U << below(7))); break;
+        case 0:
+          *at = static_cast<Byte>(below(256));
+          break;
+        case 1:
+          text.insert(at, static_cast<Byte>(below(256)));
+          break;
+        case 2:
+          text.erase(at);
+          break;
+        default:
+          *at = static_cast<Byte>(static_cast<unsigned>(*at) ^ (1U << below(7)));
+          break;
       }
     }
   }
@@ -323,8 +351,10 @@ class Mutator {
     while (at->is_structured() && !at->empty() && below(5) != 0) {
       at = &*std::next(at->begin(), static_cast<std::ptrdiff_t>(below(at->size())));
     }
-    static const std::vector<json> kOthers{nullptr, true, -1, 0, 1, 2, 33, 5000, 1.5, 1e308, INT64_MIN, UINT64_MAX, "", "parity",
-                                           "none", "../x", "sum", "ridge", json::array(), json::object(), deep(20)};
+    static const std::vector<json> kOthers{
+        nullptr,       true,           -1,         0,  1,        2,      33,     5000,  1.5,
+        1e308,         INT64_MIN,      UINT64_MAX, "", "parity", "none", "../x", "sum", "ridge",
+        json::array(), json::object(), deep(20)};
     *at = kOthers[below(kOthers.size())];
   }
 

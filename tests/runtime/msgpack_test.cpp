@@ -41,12 +41,12 @@ TEST(Msgpack, RefusesAndSaysWhy) {
       {"\x92\x01"s, "end inside"},
       {"\x01\x02"s, "1 bytes follow"},
       {"\xC1"s, "malformed"},
-      {"\xDD\xFF\xFF\xFF\xFF"s, "beyond a limit"},                 // array of 2^32 - 1
-      {"\xDF\xFF\xFF\xFF\xFF"s, "beyond a limit"},                 // map
-      {"\xDB\xFF\xFF\xFF\xFF"s, "end inside"},                     // string: looked for before it is allocated
-      {"\xC6\xFF\xFF\xFF\xFF"s, "end inside"},                     // binary
-      {"\xD6\xFF\x00\x00\x00\x00"s, "beyond a limit"},             // a timestamp: no extension is read
-      {std::string(17, '\x91') + "\x01", "beyond a limit"},        // depth
+      {"\xDD\xFF\xFF\xFF\xFF"s, "beyond a limit"},           // array of 2^32 - 1
+      {"\xDF\xFF\xFF\xFF\xFF"s, "beyond a limit"},           // map
+      {"\xDB\xFF\xFF\xFF\xFF"s, "end inside"},               // string: looked for before it is allocated
+      {"\xC6\xFF\xFF\xFF\xFF"s, "end inside"},               // binary
+      {"\xD6\xFF\x00\x00\x00\x00"s, "beyond a limit"},       // a timestamp: no extension is read
+      {std::string(17, '\x91') + "\x01", "beyond a limit"},  // depth
       {std::string(10'000'000, '\x91'), "beyond a limit"},
   };
   for (const auto& fault : faults) {
