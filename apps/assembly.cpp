@@ -51,6 +51,7 @@ template <class T>
 T field(const json& object, const char* key) {
   const auto found = object.is_object() ? object.find(key) : object.end();
   if (!object.is_object() || found == object.end()) throw Fault{std::string(key) + ": missing"};
+  if (std::is_integral_v<T> && !found->is_number_integer()) throw Fault{std::string(key) + ": must be a whole number"};
   try {
     return found->template get<T>();
   } catch (const json::exception&) {
@@ -124,9 +125,17 @@ Nets read_nets(const json& object) {
 Expected<json> read_json(const fs::path& file, std::size_t bytes_max) {
   const auto text = runtime::read_file(AT_FDCWD, file, file, {.bytes_max = bytes_max});
   if (!text) return tl::unexpected(text.error());
-  auto object = json::parse(*text, nullptr, false);
-  if (object.is_discarded()) return bad_input(file.string() + ": not JSON");
-  return object;
+  const auto shallow = [](int depth, json::parse_event_t, json&) {  // values are copied by recursion
+    if (depth > 16) throw Fault{"nested too deeply"};
+    return true;
+  };
+  try {
+    auto object = json::parse(*text, shallow, false);
+    if (object.is_discarded()) return bad_input(file.string() + ": not JSON");
+    return object;
+  } catch (const Fault& fault) {
+    return bad_input(file.string() + ": " + fault.what);
+  }
 }
 
 // ---- the workers of a scheme ---------------------------------------------------------------------------------------
@@ -398,7 +407,7 @@ double accuracy_alone(const coding::Generator& generator, std::size_t w, const r
     picked.push_back(classes[at(runtime::argmax(scores))]);
     wanted.push_back(truth[i]);
   }
-  return runtime::accuracy_percent(picked, wanted);
+  return rounded(runtime::accuracy_percent(picked, wanted));
 }
 
 // A logistic decoder knows the sets that it was fitted to; say so before the work rather than in its midst.
@@ -466,7 +475,7 @@ Expected<void> measure(Assembly& assembly, const LoadedNet& base, const gpu::Dat
   const int n = manifest.shape.workers, missing = std::min(n - manifest.shape.needed + 1, n - 1);
   const auto accuracy = measure_accuracy(manifest, *responses, test.labels, missing);
   if (!accuracy) return tl::unexpected(accuracy.error());
-  manifest.accuracy = to_json(*accuracy, rounded(*base_accuracy));
+  manifest.accuracy = to_json(*accuracy, *base_accuracy);
   for (std::size_t w = 0; w < manifest.workers.size(); ++w)
     assembly.alone.push_back(accuracy_alone(manifest.generator, w, *responses, test.labels));
   return {};
@@ -560,7 +569,7 @@ Expected<double> net_accuracy(const gpu::Network& net, const gpu::Dataset& data,
   std::vector<int> labels;
   for (std::size_t i = 0; i < data.labels.size(); ++i)
     labels.push_back(runtime::argmax(std::span(*scores).subspan(i * width, width)));
-  return runtime::accuracy_percent(labels, data.labels);
+  return rounded(runtime::accuracy_percent(labels, data.labels));
 }
 
 Expected<runtime::OfflineResponses> answers_of(const runtime::Model& model, const gpu::Dataset& data,

@@ -1,4 +1,7 @@
 // coppice decompose: one trained net as many small ones, the code over their answers, and what it costs in accuracy.
+#include <unistd.h>
+
+#include <filesystem>
 #include <memory>
 #include <optional>
 
@@ -78,6 +81,18 @@ nlohmann::json document(const Assembly& assembly, const std::string& out) {
   return json;
 }
 
+// Fitting takes a while; a place that cannot be written is better known before it. Nothing is made yet.
+runtime::Expected<void> check_writable(const std::filesystem::path& out) {
+  std::error_code ignored;
+  auto nearest = std::filesystem::absolute(out);
+  while (!std::filesystem::exists(nearest, ignored) && nearest.has_relative_path()) nearest = nearest.parent_path();
+  if (!std::filesystem::is_directory(nearest, ignored))
+    return runtime::bad_input("--out " + out.string() + ": " + nearest.string() + " is not a directory");
+  if (::access(nearest.c_str(), W_OK) != 0)
+    return runtime::bad_input("--out " + out.string() + ": cannot write to " + nearest.string());
+  return {};
+}
+
 runtime::Expected<void> decompose(const Options& options, const Shell& shell) {
   if (options.nets.empty())
     return runtime::bad_input(
@@ -87,6 +102,7 @@ runtime::Expected<void> decompose(const Options& options, const Shell& shell) {
     return runtime::bad_input("--nets names its own base net in nets.json; leave out --model " + options.model);
   const auto scheme = coding::scheme_of(options.scheme);
   if (!scheme) return runtime::bad_input("--scheme: " + scheme.error());
+  if (auto writable = check_writable(options.out); !writable) return writable;
   const auto nets = load_nets(options.nets);
   if (!nets) return tl::unexpected(nets.error());
   if (options.groups && *options.groups != static_cast<int>(nets->groups.size()))

@@ -9,18 +9,21 @@ namespace coppice::apps {
 
 Progress::Progress(std::string label, std::int64_t total)
     : label_(std::move(label)), total_(std::max<std::int64_t>(total, 1)), terminal_(::isatty(STDERR_FILENO) == 1),
-      begun_(std::chrono::steady_clock::now()) {}
+      begun_(std::chrono::steady_clock::now()), last_(begun_) {}
 
 Progress::~Progress() {
   if (terminal_ && drawn_) std::fputc('\n', stderr);
 }
 
 void Progress::at(std::int64_t done) {
-  // A terminal sees every percent, a log every ten.
-  const std::int64_t step = done * 100 / total_ / (terminal_ ? 1 : 10);
-  if (step == shown_) return;
-  shown_ = step;
-  if (terminal_ || step > 0) draw(done);
+  // A terminal sees every percent; a log a line every five seconds, so that short work is told of once, at its end.
+  const std::int64_t percent = done * 100 / total_;
+  if (percent == shown_) return;
+  shown_ = percent;
+  const auto now = std::chrono::steady_clock::now();
+  if (!terminal_ && done < total_ && now - last_ < std::chrono::seconds{5}) return;
+  last_ = now;
+  draw(done);
 }
 
 void Progress::draw(std::int64_t done) {

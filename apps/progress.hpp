@@ -1,4 +1,4 @@
-// apps/progress.hpp: how far long work is: a bar on a terminal, a line every ten percent in a log. On standard error.
+// apps/progress.hpp: how far long work is: a bar on a terminal, a line now and then in a log. On standard error.
 #pragma once
 
 #include <chrono>
@@ -20,7 +20,7 @@ class Progress {
   std::string label_;
   std::int64_t total_, shown_ = -1;
   bool terminal_, drawn_ = false;
-  std::chrono::steady_clock::time_point begun_;
+  std::chrono::steady_clock::time_point begun_, last_;
 };
 
 }  // namespace coppice::apps

@@ -54,7 +54,9 @@ runtime::Expected<void> Session::wait_ready(std::chrono::milliseconds patience) 
     if (interrupted) return runtime::failed("interrupted");
     const auto ready = client_->wait_ready(std::chrono::milliseconds{200});
     if (ready) return {};
-    if (std::chrono::steady_clock::now() >= until) return ready;
+    if (std::chrono::steady_clock::now() >= until)
+      return runtime::failed("the cluster is not ready after " + std::to_string(patience.count() / 1000) + " s: " + ready.error().what +
+                             " (logs in " + logs_.string() + ")");
   }
 }
 

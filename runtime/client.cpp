@@ -152,7 +152,7 @@ Expected<void> Client::wait_ready(std::chrono::milliseconds patience) {
       std::this_thread::sleep_for(std::chrono::milliseconds{20});
     }
   }
-  return failed("the cluster is not ready after " + std::to_string(patience.count() / 1000) + " s: " + missing);
+  return failed(missing);
 }
 
 }  // namespace coppice::runtime

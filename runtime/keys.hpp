@@ -19,7 +19,7 @@ namespace coppice::runtime {
 
 inline constexpr const char* kClientName = "client";  // the member that infer, bench and status speak as
 
-// Member name by CURVE public key (Z85, 40 characters).
+// CURVE public key (Z85, 40 characters) by member name.
 using AllowList = std::map<std::string, std::string>;
 
 struct Identity {

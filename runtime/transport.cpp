@@ -36,6 +36,7 @@ struct Transport::Io {
   };
 
   TransportOptions options;
+  std::map<std::string, std::string> names;  // by public key: who is let in
   OnDelivery on_delivery;
   TransportCounts counts;
   zmq::context_t context{1};
@@ -191,8 +192,8 @@ struct Transport::Io {
       if (p.size() == 7 && p[0].to_string_view() == "1.0" && p[5].to_string_view() == "CURVE" && p[6].size() == 32) {
         std::array<char, 41> key{};
         zmq_z85_encode(key.data(), static_cast<const std::uint8_t*>(p[6].data()), 32);
-        const auto found = options.allow.find(key.data());
-        if (found != options.allow.end()) {
+        const auto found = names.find(key.data());
+        if (found != names.end()) {
           status = "200";
           user = found->second;
         }
@@ -268,6 +269,7 @@ Transport::~Transport() = default;
 Expected<std::shared_ptr<Transport>> Transport::open(TransportOptions options, OnDelivery on_delivery) {
   auto io = std::make_unique<Io>();
   io->options = std::move(options);
+  for (const auto& [name, key] : io->options.allow) io->names.emplace(key, name);
   io->on_delivery = std::move(on_delivery);
   try {
     if (auto listening = io->listen(); !listening) return tl::unexpected(listening.error());

@@ -50,20 +50,27 @@ def proto(*fields):
     return out
 
 
-def linear_onnx(weight):
-    """scores = weight @ pixels, as an ONNX file: Flatten and Gemm."""
+def linear_onnx(weight, flat=False):
+    """scores = weight @ pixels, as an ONNX file: one convolution of the whole image, or Flatten and Gemm."""
     def tensor(name, values):
-        dims = [(1, d) for d in values.shape]
-        return proto(*dims, (2, 1), (8, name), (9, values.astype("<f4").tobytes()))
+        return proto(*[(1, d) for d in values.shape], (2, 1), (8, name), (9, values.astype("<f4").tobytes()))
 
     def value(name, dims):
         shape = proto(*[(1, proto((2, d) if isinstance(d, str) else (1, d))) for d in dims])
         return proto((1, name), (2, proto((1, proto((1, 1), (2, shape))))))
 
-    transposed = proto((1, "transB"), (3, 1), (20, 2))
-    graph = proto((1, proto((1, "image"), (2, "flat"), (3, "flatten"), (4, "Flatten"))),
-                  (1, proto((1, "flat"), (1, "weight"), (1, "bias"), (2, "scores"), (3, "gemm"), (4, "Gemm"), (5, transposed))),
-                  (2, "linear"), (5, tensor("weight", weight)), (5, tensor("bias", np.zeros(len(weight)))),
+    def node(kind, inputs, output, *attributes):
+        return proto(*[(1, i) for i in inputs], (2, output), (3, output), (4, kind), *[(5, a) for a in attributes])
+
+    if flat:
+        nodes = [node("Flatten", ["image"], "flat"),
+                 node("Gemm", ["flat", "weight", "bias"], "scores", proto((1, "transB"), (3, 1), (20, 2)))]
+    else:
+        weight = weight.reshape(-1, 1, SIDE, SIDE)
+        kernel = proto((1, "kernel_shape"), (8, SIDE), (8, SIDE), (20, 7))
+        nodes = [node("Conv", ["image", "weight", "bias"], "points", kernel), node("Flatten", ["points"], "scores")]
+    graph = proto(*[(1, n) for n in nodes], (2, "linear"),
+                  (5, tensor("weight", weight)), (5, tensor("bias", np.zeros(len(weight)))),
                   (11, value("image", ["N", 1, SIDE, SIDE])), (12, value("scores", ["N", len(weight)])))
     return proto((1, 7), (7, graph), (8, proto((1, ""), (2, 13))))
 
@@ -192,6 +199,13 @@ def test_run_batch_longer_than_a_slice(world):
     assert np.allclose(scores, world.scores("base"), atol=1e-4)
 
 
+def test_run_net_that_begins_with_flatten(world):
+    (world.nets / "flat.onnx").write_bytes(linear_onnx(world.weights["base"], flat=True))
+    np.save(world.root / "x.npy", world.items().reshape(TEST, 1, SIDE, SIDE))
+    ok("run", "--model", world.nets / "flat.onnx", "--input", world.root / "x.npy", "--output", world.root / "y.npy")
+    assert np.allclose(np.load(world.root / "y.npy"), world.scores("base"), atol=1e-4)
+
+
 def test_run_text(world):
     np.save(world.root / "x.npy", np.zeros((2, 1, SIDE, SIDE), np.float32))
     text = ok("run", "--model", world.nets / "base.onnx", "--input", world.root / "x.npy", "--output", world.root / "y.npy")
@@ -309,6 +323,11 @@ def test_decompose_refuses(world):
     no(nets("absent", lambda o: o.update(control="gone.onnx")), "gone.onnx", scheme="control")
     no(nets("damaged", lambda o: o["subnets"][1].update(file="corrupt.onnx")), "corrupt.onnx")
     no(nets("misfit", lambda o: o["subnets"][1].update(file="base.onnx")), "base.onnx")
+    deep = world.root / "deep"
+    deep.mkdir()
+    (deep / "nets.json").write_text("[" * 100_000 + "]" * 100_000)
+    no(deep, "nested too deeply")
+    refused("decompose", "--nets", world.nets, "--data", world.data, "--out", world.nets / "nets.json" / "x", says="not a directory")
     truncated = world.root / "truncated"
     write_idx(truncated, "train", world.pixels, world.labels)
     write_idx(truncated, "t10k", world.pixels, world.labels)
