@@ -76,6 +76,8 @@ struct WorkerOptions {
   std::string self;
   std::uint32_t worker = 0, workers = 0;  // the place in the code
   std::function<tl::expected<LoadedNet, std::string>(std::span<const std::byte> bundle)> load;
+  // Whether the subnet has a thread of its own. The simulation says no: threads would make its runs differ.
+  bool detached = true;
 };
 
 // Multiplies rows by scores and sends the coded response, or holds it back as a fault says.

@@ -119,7 +119,7 @@ caf::behavior behave(Self* self, const std::shared_ptr<State>& state) {
       [=](Expect& expect) {
         state->table.open(expect.request, expect.epoch, expect.asked, std::move(expect.reply_to), expect.opened,
                           expect.opened + state->options.deadline);
-        arm(self, *state, expect.opened);
+        arm(self, *state, now());
       },
       [=](const StopWaitingFor& lost) { answer_all(*state, state->table.on_worker_lost(lost.worker, now())); },
       [=](DeadlineTick) {

@@ -1,10 +1,9 @@
 #include "actors/faults.hpp"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
-#include <numeric>
-#include <sstream>
 
 namespace coppice::actors {
 namespace {
@@ -93,10 +92,10 @@ std::optional<FaultTime> fault_time(std::string_view text) {
   return FaultTime{*value, percent};
 }
 
+// The shortest text that reads back as the same number: a spec is sent on as its text.
 std::string shown(double value) {
-  std::ostringstream out;
-  out << value;
-  return out.str();
+  std::array<char, 32> text;
+  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), value).ptr};
 }
 
 }  // namespace
@@ -105,7 +104,8 @@ double DelayLaw::draw_ms(double u) const {
   switch (kind) {
     case Kind::fixed: return scale_ms;
     case Kind::exponential: return std::min(-scale_ms * std::log1p(-u), kDelayMsMax);
-    case Kind::pareto: return std::min(scale_ms * std::pow(1 - u, -1 / shape), kDelayMsMax);
+    case Kind::pareto:  // the power may be infinite, and nothing times infinity is no number
+      return scale_ms > 0 ? std::min(scale_ms * std::pow(1 - u, -1 / shape), kDelayMsMax) : 0;
   }
   return 0;
 }

@@ -36,7 +36,8 @@ tl::expected<void, std::string> check(const TransferOpen& open, const std::strin
   const auto here = place(open, self);
   if (here < 0) return no(self + " is not in its tree");
   const auto up = open.tree[static_cast<std::size_t>(here)].parent;
-  const std::string& expected = up < 0 ? parent : open.tree[static_cast<std::size_t>(up)].name;
+  // A root has no parent: no peer can make this node send down a tree of the peer's making.
+  const std::string expected = up < 0 ? "" : open.tree[static_cast<std::size_t>(up)].name;
   if (expected != parent) return no("it came from " + parent + ", but the tree says " + expected);
   return {};
 }

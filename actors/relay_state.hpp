@@ -23,7 +23,8 @@ struct RelayOptions {
   std::size_t nodes_max = 4'096;
 };
 
-// Whether a transfer that a peer opens is one that this node takes part in. Error: why not.
+// Whether a transfer that `parent` opens is one that this node takes part in; parent: "" at the root, which opens its
+// own. Error: why not.
 tl::expected<void, std::string> check(const TransferOpen& open, const std::string& self, const std::string& parent,
                                       const RelayOptions& options);
 

@@ -63,8 +63,9 @@ caf::actor spawn_subnet(caf::actor_system& system, WorkerOptions options, const 
   state->options = std::move(options);
   state->encoder = encoder;
   state->member = member;
-  // Detached: the net runs on one thread that nothing else shares, and never delays another actor.
-  return system.spawn<caf::detached>(behave, state);
+  // Detached: the net runs on one thread that nothing else shares, and never delays another actor. The simulation runs
+  // it under its own scheduler instead, which no thread may escape.
+  return state->options.detached ? system.spawn<caf::detached>(behave, state) : system.spawn(behave, state);
 }
 
 }  // namespace coppice::actors

@@ -23,7 +23,7 @@ struct State {
   std::size_t in_flight = 0;
   std::uint64_t refused = 0;
   bool serving = false;      // from the first time that enough workers were ready
-  bool timer_armed = false;
+  std::optional<Instant> alarm;  // when the RosterTick that counts will come
 };
 
 using Self = caf::event_based_actor;
@@ -92,9 +92,12 @@ void run_roster(Self* self, State& state) {
     caf::anon_send(state.relay, StartTransfer{std::move(open), state.options.weights});
   }
   const auto wake = state.roster.next_wake();
-  if (state.timer_armed || !wake) return;
-  state.timer_armed = true;
-  self->delayed_send(self, std::max<Duration>(*wake - now, std::chrono::milliseconds{1}), RosterTick{});
+  if (!wake) return;
+  const auto delay = std::max<Duration>(*wake - now, std::chrono::milliseconds{1});
+  // A join may have to be seen to long before the tick that watches over a broadcast.
+  if (state.alarm && *state.alarm <= now + delay) return;
+  state.alarm = now + delay;
+  self->delayed_send(self, delay, RosterTick{});
 }
 
 void lose(State& state, const WorkerLost& lost, Instant now) {
@@ -132,7 +135,8 @@ caf::behavior behave(Self* self, const std::shared_ptr<State>& state) {
         run_roster(self, *state);
       },
       [=](RosterTick) {
-        state->timer_armed = false;
+        if (state->alarm && self->clock().now() < *state->alarm) return;  // an earlier one has taken its place
+        state->alarm.reset();
         run_roster(self, *state);
       },
   };

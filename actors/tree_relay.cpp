@@ -60,6 +60,8 @@ caf::behavior behave(caf::event_based_actor*, const std::shared_ptr<State>& stat
   return {
       [=](const Delivery& delivery) { on_delivery(*state, delivery); },
       [=](const StartTransfer& start) {
+        // No tree could be planned, or the bundle is larger than relays take: the supervisor's patience tries again.
+        if (!check(start.open, state->options.self, "", state->options.limits)) return;
         begin(*state, RelayState::root(start.open, *start.bytes, state->options.limits));
       },
   };

@@ -54,6 +54,7 @@ class CpuNet final : public CompiledNet {
     omp_set_num_threads(threads_);  // this thread's own setting
     try {
       input_.set_data_handle(const_cast<float*>(input.data()));
+      for (auto& view : input_views_) view.set_data_handle(input_.get_data_handle());
       output_.set_data_handle(output.data());
       for (const auto& step : steps_) step.primitive.execute(stream_, step.arguments);
       stream_.wait();
@@ -124,6 +125,7 @@ class CpuNet final : public CompiledNet {
   std::vector<Step> steps_;
   std::size_t scratch_size_ = 0;
   memory scratch_, input_, output_;
+  std::vector<memory> input_views_;  // the input by another shape
   std::vector<memory> kept_;  // values whose memory others share
   std::int64_t input_count_ = 0, output_count_ = 0;
 };
@@ -217,7 +219,9 @@ memory CpuNet::norm(const BatchNorm& b, const Value& in) {
 memory CpuNet::flatten(const Value& in) {
   const auto plain_desc = memory::desc(with_batch(batch_, in.dims), Type::f32, plain(in.dims.size() + 1));
   const memory source = in_layout(in.data, plain_desc);
-  return {memory::desc({batch_, elements(in.dims)}, Type::f32, Tag::nc), engine_, source.get_data_handle()};
+  memory view(memory::desc({batch_, elements(in.dims)}, Type::f32, Tag::nc), engine_, source.get_data_handle());
+  if (source.get() == input_.get()) input_views_.push_back(view);  // the caller's buffer is not known yet
+  return view;
 }
 
 // Which nodes end up inside the one before them.

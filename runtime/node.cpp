@@ -88,6 +88,9 @@ Expected<Model> load_fitting_model(const Cluster& cluster) {
                                  cluster.model.string(), coding::name(manifest.scheme), manifest.shape.workers,
                                  manifest.shape.needed, coding::name(cluster.code.scheme),
                                  cluster.code.shape.workers, cluster.code.shape.needed));
+  // Here, before anything travels: a net that cannot be read is named by the process that was given it.
+  for (const auto& [file, bytes] : model->files)
+    if (auto net = gpu::parse_onnx(bytes, (cluster.model / file).string()); !net) return bad_input(net.error().what);
   return model;
 }
 

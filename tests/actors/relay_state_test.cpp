@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <deque>
+#include <functional>
 #include <map>
+#include <random>
 #include <set>
 
 using namespace coppice::actors;

@@ -8,6 +8,11 @@
 namespace coppice::collectives {
 namespace {
 
+// inRange alone stays near its lower end: it grows with the size of the case, which is small for most cases.
+std::int64_t any_in(std::int64_t from, std::int64_t end) {
+  return *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(from, end));
+}
+
 TEST(Chunking, CutsEvenly) {
   EXPECT_EQ(chunking(10, 4), (Chunking{4, 3}));
   EXPECT_EQ(chunking(9, 8), (Chunking{5, 2}));
@@ -22,8 +27,8 @@ TEST(Chunking, CutsEvenly) {
 }
 
 RC_GTEST_PROP(Chunking, CoversTheBufferOnce, ()) {
-  const auto bytes = *rc::gen::inRange<std::int64_t>(1, 5000);
-  const auto bytes_max = *rc::gen::inRange<std::int64_t>(1, 600);
+  const auto bytes = any_in(1, 5000);
+  const auto bytes_max = any_in(1, 600);
   const Chunking cut = chunking(bytes, bytes_max);
   RC_ASSERT(cut.chunk_bytes <= bytes_max);
   RC_ASSERT(cut.count == (bytes + bytes_max - 1) / bytes_max);

@@ -1,0 +1,121 @@
+// tests/sim/cluster_sim.hpp: a gateway and its workers, the real actors, in one thread and in virtual time.
+//
+// Everything that is left to chance in a real cluster is drawn here from one seed: which actor runs next, how long a frame
+// takes, which one is lost. Frames are events in a queue; between two events time stands still. The network is what
+// ZeroMQ promises over TCP: in order on each link, and now and then gone. Faults are values, so that a list drives a run.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "actors/messages.hpp"
+#include "coding/decoder.hpp"
+
+namespace sim {
+
+using namespace coppice::actors;
+namespace coding = coppice::coding;
+
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : engine_(seed) {}
+  std::uint64_t bits() { return engine_(); }
+  std::size_t below(std::size_t bound) { return static_cast<std::size_t>(engine_() % bound); }
+  double uniform() { return static_cast<double>(engine_() >> 11) * 0x1.0p-53; }  // [0, 1)
+  bool chance(double share) { return uniform() < share; }
+  Duration between(Duration least, Duration most) { return least + scaled(most - least, uniform()); }
+  Duration exponential(Duration mean);
+  Duration pareto(double shape, Duration least, Duration most);
+
+ private:
+  static Duration scaled(Duration d, double by) { return Duration{static_cast<Duration::rep>(static_cast<double>(d.count()) * by)}; }
+  std::mt19937_64 engine_;
+};
+
+// ---- what can go wrong ---------------------------------------------------------------------------------------------
+
+// The process dies with all that it knew; its loss is noticed after `noticed` and another is started after `back`.
+struct LoseWorker { int worker = 0; Duration noticed{}, back{}; };
+// The worker lives on, but nothing reaches it or leaves it until `back`, when it joins again.
+struct CutOffWorker { int worker = 0; Duration noticed{}, back{}; };
+// A share of the frames to and from the worker takes a pareto-distributed time.
+struct DelayLinks { int worker = 0; double share = 0, shape = 2; Duration least{}, lasting{}; };
+struct LoseFrames { int worker = 0; double share = 0; Duration lasting{}; };
+struct RepeatFrames { int worker = 0; double share = 0; Duration lasting{}; };
+// A straggler SPEC (actors/faults.hpp), asked for by a client.
+struct Straggle { std::string spec; };
+
+using Fault = std::variant<LoseWorker, CutOffWorker, DelayLinks, LoseFrames, RepeatFrames, Straggle>;
+struct TimedFault { Duration at{}; Fault fault; };
+
+std::string to_string(const TimedFault& fault);
+std::vector<TimedFault> draw_faults(Random& random, int workers, Duration until, std::size_t count);
+
+// ---- the cluster ---------------------------------------------------------------------------------------------------
+
+// Bugs that the harness can plant, to see that the invariants would find them.
+enum class Planted { none, answers_twice, never_answers, hides_degraded, answers_late, wrong_label };
+
+struct ClusterOptions {
+  std::uint64_t seed = 1;
+  coding::CodeShape shape{6, 4};
+  bool grouped = false;  // k workers with a group of classes each and n - k with all; else each has one harmonic row
+  Duration deadline = std::chrono::milliseconds{50};
+  Duration settle = std::chrono::milliseconds{100}, patience = std::chrono::seconds{1};
+  std::size_t in_flight_max = 1'024;
+  std::size_t bundle_bytes = 3'000;
+  std::uint32_t chunk_bytes = 256;
+  Planted planted = Planted::none;
+};
+
+// One request, as the client and the wire saw it. The client's own link loses nothing.
+struct Asked {
+  std::uint64_t tag = 0;
+  Floats item;
+  bool well_formed = true;
+  Instant sent;
+  struct Answer { Instant left, arrived; InferReply reply; };
+  std::vector<Answer> answers;
+};
+
+class Cluster {
+ public:
+  explicit Cluster(const ClusterOptions& options);
+  ~Cluster();
+  Cluster(const Cluster&) = delete;
+  Cluster& operator=(const Cluster&) = delete;
+
+  void start();                                 // every worker, at about the same time
+  void start(int worker);
+  void strike(const Fault& fault);              // now
+  void schedule(const std::vector<TimedFault>& faults);
+  void heal();                                  // ends all faults; every worker comes back
+  void ask(bool well_formed = true);            // one request, now
+  void ask_until(Instant end, Duration gap);    // an open loop: gaps are exponential around `gap`
+  void run_until(Instant end);
+  void run_for(Duration time);
+  Instant now() const;
+
+  std::string status();                         // the JSON that a client is given
+  // Everything that was promised and not kept, in words. REQUIRES: nothing is in flight any more.
+  std::vector<std::string> broken_promises();
+  std::uint64_t trace() const;                  // a hash of every event so far with its time
+  Random& random();
+
+  const std::vector<Asked>& asked() const;
+  std::map<ReplyStatus, int> statuses() const;
+  const std::set<std::string>& refusals() const;  // why workers refused their weights
+
+ private:
+  struct Inside;
+  std::unique_ptr<Inside> in_;
+};
+
+}  // namespace sim
