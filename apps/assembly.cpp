@@ -365,13 +365,7 @@ Expected<coding::LogisticDecoder> fit_all(const Fitting& f, double l2) {
   return *std::move(decoder);
 }
 
-Expected<void> fit(Assembly& assembly, const gpu::Dataset& held_out) {
-  if (held_out.count() < 2 * kFolds)
-    return bad_input("a decoder is fitted to " + std::to_string(2 * kFolds) + " held-out images or more, not to " +
-                     std::to_string(held_out.count()));
-  const auto responses = answers_of(assembly.model, held_out, "held-out answers");
-  if (!responses) return tl::unexpected(responses.error());
-  const Fitting fitting{assembly.model.manifest.generator, *responses, held_out.labels};
+Expected<void> fit_logistic(Assembly& assembly, const Fitting& fitting) {
   auto begun = std::chrono::steady_clock::now();
   const auto l2 = choose_penalty(fitting);
   if (!l2) return tl::unexpected(l2.error());
@@ -382,6 +376,25 @@ Expected<void> fit(Assembly& assembly, const gpu::Dataset& held_out) {
   if (!decoder) return tl::unexpected(decoder.error());
   assembly.fit_seconds = seconds_since(begun);
   assembly.model.manifest.decoder = *std::move(decoder);
+  return {};
+}
+
+Expected<void> fit(Assembly& assembly, const gpu::Dataset& held_out, DecoderKind kind) {
+  auto& manifest = assembly.model.manifest;
+  if (kind == DecoderKind::sum || kind == DecoderKind::ridge) {  // nothing to fit
+    manifest.decoder = kind == DecoderKind::sum ? coding::Decoder(coding::SumDecoder{}) : coding::RidgeDecoder{};
+    return {};
+  }
+  if (held_out.count() < 2 * kFolds)
+    return bad_input("a decoder is fitted to " + std::to_string(2 * kFolds) + " held-out images or more, not to " +
+                     std::to_string(held_out.count()));
+  const auto responses = answers_of(assembly.model, held_out, "held-out answers");
+  if (!responses) return tl::unexpected(responses.error());
+  const Fitting fitting{manifest.generator, *responses, held_out.labels};
+  if (kind == DecoderKind::logistic) return fit_logistic(assembly, fitting);
+  auto decoder = coding::fit_posterior(manifest.generator, fit_data(fitting, kFolds));
+  if (!decoder) return failed(decoder.error().what);
+  manifest.decoder = *std::move(decoder);
   return {};
 }
 
@@ -591,7 +604,7 @@ Expected<AssemblyData> load_assembly_data(const fs::path& directory, const Nets&
 }
 
 Expected<Assembly> assemble(const fs::path& directory, const Nets& nets, const AssemblyData& data,
-                            coding::Scheme scheme) {
+                            coding::Scheme scheme, DecoderKind decoder) {
   auto layout = layout_of(nets, scheme);
   if (!layout) return tl::unexpected(layout.error());
   const bool fitted = layout->fitted;
@@ -602,7 +615,7 @@ Expected<Assembly> assemble(const fs::path& directory, const Nets& nets, const A
   Assembly assembly;
   assembly.model = *std::move(model);
   if (fitted)
-    if (auto done = fit(assembly, data.held_out); !done) return tl::unexpected(done.error());
+    if (auto done = fit(assembly, data.held_out, decoder); !done) return tl::unexpected(done.error());
   if (auto done = measure(assembly, *base, data.test); !done) return tl::unexpected(done.error());
   return assembly;
 }

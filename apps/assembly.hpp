@@ -97,13 +97,15 @@ struct Assembly {
   double choose_seconds = 0, fit_seconds = 0;
 };
 
-// none       the sub-nets, all needed                   logistic decoder
-// parity     and the companions: any k of n             logistic decoder
+enum class DecoderKind : std::uint8_t { logistic, posterior, ridge, sum };
+
+// none       the sub-nets, all needed                   the decoder that is asked for
+// parity     and the companions: any k of n             the decoder that is asked for
 // control    as many copies of the control net: any one   sum decoder
 // replicate  two copies of the base net: any one          sum decoder
 // Other schemes are refused. Progress goes to standard error.
 runtime::Expected<Assembly> assemble(const std::filesystem::path& directory, const Nets& nets, const AssemblyData& data,
-                                     coding::Scheme scheme);
+                                     coding::Scheme scheme, DecoderKind decoder);
 
 // A fault of gpu/ as this program reports it: files and shapes are bad input, a device that fails is not.
 runtime::Error reported(const gpu::Error& error);

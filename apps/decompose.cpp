@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 
@@ -15,6 +16,7 @@ namespace {
 struct Options {
   std::string model, nets, data, out, scheme = "parity";
   std::optional<int> groups;
+  DecoderKind decoder = DecoderKind::logistic;
 };
 
 double share_of_base(const runtime::Manifest& manifest, const runtime::WorkerNet& worker) {
@@ -110,7 +112,7 @@ runtime::Expected<void> decompose(const Options& options, const Shell& shell) {
                               " have " + std::to_string(nets->groups.size()) + " groups");
   const auto data = load_assembly_data(options.data, *nets);
   if (!data) return tl::unexpected(data.error());
-  const auto assembly = assemble(options.nets, *nets, *data, *scheme);
+  const auto assembly = assemble(options.nets, *nets, *data, *scheme, options.decoder);
   if (!assembly) return tl::unexpected(assembly.error());
   if (auto saved = runtime::save_model(assembly->model, options.out); !saved) return saved;
   if (shell.json) {
@@ -133,6 +135,12 @@ void add_decompose(CLI::App& app, Shell& shell) {
   command->add_option("--nets", options->nets, "directory of trained sub-nets with a nets.json")
       ->envname("COPPICE_NETS");
   command->add_option("--scheme", options->scheme, "none, parity, control or replicate")->capture_default_str();
+  const std::map<std::string, DecoderKind> kinds{{"logistic", DecoderKind::logistic},
+                                                 {"posterior", DecoderKind::posterior},
+                                                 {"ridge", DecoderKind::ridge},
+                                                 {"sum", DecoderKind::sum}};
+  command->add_option("--decoder", options->decoder, "of none and parity: logistic, posterior, ridge or sum")
+      ->transform(CLI::CheckedTransformer(kinds, CLI::ignore_case));
   command->add_option("--data", options->data, "directory of the four IDX files")
       ->envname("COPPICE_DATA")
       ->capture_default_str();

@@ -12,7 +12,7 @@ std::size_t index(int node) { return static_cast<std::size_t>(node); }
 struct Target {
   int host;
   int hops;
-  int power;  // copies that the host could pass on
+  long power;  // copies that the host could pass on
 };
 
 class Growth {
@@ -22,6 +22,7 @@ class Growth {
         prefer_(prefer),
         spare_(network.arcs.size()),
         crossings_(network.arcs.size(), 0),
+        power_(index(network.nodes()), 0),
         depth_(index(network.nodes()), -1),
         entered_by_(index(network.nodes()), -1),
         seen_by_(index(network.nodes()), -1) {
@@ -29,6 +30,7 @@ class Growth {
       // More copies than there are receivers are never sent.
       const mpz_class copies = network.arcs[arc].units * units.get_den() / units.get_num();
       spare_[arc] = copies < participants ? static_cast<int>(copies.get_si()) : participants;
+      power_[index(network.arcs[arc].from)] += spare_[arc];
     }
     tree_.root = root;
     depth_[index(root)] = 0;
@@ -52,7 +54,7 @@ class Growth {
       std::ranges::make_heap(targets, worse);
       bool attached = false;
       bool skipped = false;
-      while (!targets.empty() && power(host) > 0) {
+      while (!targets.empty() && power_[index(host)] > 0) {
         std::ranges::pop_heap(targets, worse);
         const int target = targets.back().host;
         targets.pop_back();
@@ -68,15 +70,9 @@ class Growth {
     }
   }
 
-  std::tuple<bool, int, int, int> key(const Target& target) const {
+  std::tuple<bool, long, long, int> key(const Target& target) const {
     if (prefer_ == Prefer::near) return {target.power == 0, target.hops, -target.power, target.host};
     return {false, -target.power, target.hops, target.host};
-  }
-
-  int power(int host) const {
-    int copies = 0;
-    for (const int arc : network_.out[index(host)]) copies = std::min(copies + spare_[index(arc)], kNodesMax);
-    return copies;
   }
 
   // The hosts outside the tree that `host` reaches through switches with copies to spare. Ways are left in entered_by_.
@@ -95,7 +91,7 @@ class Growth {
         if (network_.is_switch[index(to)] != 0) {
           open.emplace_back(to, hops + 1);
         } else {
-          targets.push_back({to, hops + 1, power(to)});
+          targets.push_back({to, hops + 1, power_[index(to)]});
         }
       }
     }
@@ -111,6 +107,7 @@ class Growth {
     TreeEdge edge{.from = host, .to = target, .path = {host}};
     for (auto arc = way.rbegin(); arc != way.rend(); ++arc) {
       --spare_[index(*arc)];
+      --power_[index(network_.arcs[index(*arc)].from)];
       ++crossings_[index(*arc)];
       edge.path.push_back(network_.arcs[index(*arc)].to);
     }
@@ -133,6 +130,7 @@ class Growth {
   Prefer prefer_;
   std::vector<int> spare_;       // [arcs]: copies that an arc can still carry
   std::vector<int> crossings_;   // [arcs]: edges of the tree that cross it
+  std::vector<long> power_;      // [nodes]: the same, of all arcs that leave
   std::vector<int> depth_;       // [nodes]: of hosts in the tree, else -1
   std::vector<int> entered_by_;  // [nodes]: the arc by which the latest search came
   std::vector<int> seen_by_;     // [nodes]: the latest search that saw it

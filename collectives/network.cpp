@@ -34,6 +34,47 @@ std::vector<mpz_class> units_entering(const Network& network) {
   return entering;
 }
 
+// The nodes that no cut below the best one separates from the root: the root, hosts whose own cut was computed, and
+// every node into which those together send at least the best cut's capacity. Smaller cuts around the others have all
+// of them on the root's side, so they count as one with the root, and most hosts need no flow of their own.
+// Source: the contraction of Nagamochi and Ibaraki, 1992, for directed cuts from one root.
+class Settled {
+ public:
+  explicit Settled(const Network& network)
+      : network_(network), inside_(index(network.nodes()), 0), entering_(index(network.nodes())) {}
+
+  const std::vector<char>& inside() const { return inside_; }
+
+  // The best cut has become smaller, or known.
+  void lower(const mpz_class& best) {
+    best_ = best;
+    for (int node = 0; node < network_.nodes(); ++node) {
+      if (entering_[index(node)] >= *best_) join(node);
+    }
+  }
+
+  void join(int node) {
+    std::vector<int> open = {node};
+    while (!open.empty()) {
+      const int joined = open.back();
+      open.pop_back();
+      if (inside_[index(joined)] != 0) continue;
+      inside_[index(joined)] = 1;
+      for (const int leaving : network_.out[index(joined)]) {
+        const Arc& arc = network_.arcs[index(leaving)];
+        entering_[index(arc.to)] += arc.units;
+        if (best_ && entering_[index(arc.to)] >= *best_) open.push_back(arc.to);
+      }
+    }
+  }
+
+ private:
+  const Network& network_;
+  std::vector<char> inside_;         // [nodes]
+  std::vector<mpz_class> entering_;  // [nodes]: from those inside
+  std::optional<mpz_class> best_;
+};
+
 }  // namespace
 
 Rational Network::rate_of(const mpz_class& units) const {
@@ -86,21 +127,21 @@ void reach(const Network& network, const mpz_class& units_min, std::vector<char>
 }
 
 CutBound broadcast_bound(const Network& network, int root, const std::vector<int>& participants) {
-  // A host whose cut is known to be no smaller than the best is joined to the root: a smaller cut around another host
-  // has it on the root's side anyway. All that wide arcs reach from there follows without a flow being computed.
-  std::vector<char> inside(index(network.nodes()), 0);
-  inside[index(root)] = 1;
   // The host that least can enter first: its cut is likely the smallest, and settles the others.
   std::vector<int> hosts = participants;
   const std::vector<mpz_class> entering = units_entering(network);
   std::ranges::stable_sort(hosts, [&](int a, int b) { return entering[index(a)] < entering[index(b)]; });
+  Settled settled(network);
+  settled.join(root);
   std::optional<MinCut> best;
   for (const int host : hosts) {
-    if (inside[index(host)] != 0) continue;
-    MinCut cut = min_cut(network.nodes(), network.arcs, inside, host);
-    if (!best || cut.units < best->units) best = std::move(cut);
-    inside[index(host)] = 1;
-    reach(network, best->units, inside);
+    if (settled.inside()[index(host)] != 0) continue;
+    MinCut cut = min_cut(network.nodes(), network.arcs, settled.inside(), host);
+    if (!best || cut.units < best->units) {
+      best = std::move(cut);
+      settled.lower(best->units);
+    }
+    settled.join(host);
   }
   CutBound bound;
   if (!best) return bound;

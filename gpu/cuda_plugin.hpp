@@ -10,7 +10,8 @@ namespace coppice::gpu {
 inline constexpr const char* kCudaPluginFile = "libcoppice_cuda.so";
 inline constexpr const char* kCudaPluginEntry = "coppice_cuda_device_v1";
 
-// The plug-in's one entry. Gives a device that the caller owns, or nothing and a line that says why.
+// The plug-in's one entry. Gives a device that the caller owns, or nothing and a line that says why. The program and
+// its plug-in come from one build: C++ objects cross here.
 using CudaDeviceEntry = Device* (*)(int ordinal, std::string* why);
 
 }  // namespace coppice::gpu

@@ -10,8 +10,8 @@
 namespace coppice::gpu {
 namespace {
 
-tl::unexpected<Error> unavailable(const std::string& what) {
-  return tl::unexpected(Error{ErrorCode::device_unavailable, what});
+unexpected<Error> unavailable(const std::string& what) {
+  return unexpected(Error{ErrorCode::device_unavailable, what});
 }
 
 Expected<std::unique_ptr<Device>> make_cuda_device(int ordinal) {

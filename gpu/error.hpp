@@ -3,12 +3,20 @@
 
 #include <cstdint>
 #include <string>
+
+// The machine with the GPU may lack libexpected-dev; its compiler then has the standard's own.
+#if __has_include(<tl/expected.hpp>) && !defined(COPPICE_GPU_STD_EXPECTED)
 #include <tl/expected.hpp>
+#define COPPICE_GPU_EXPECTED_FROM tl
+#else
+#include <expected>
+#define COPPICE_GPU_EXPECTED_FROM std
+#endif
 
 namespace coppice::gpu {
 
 enum class ErrorCode : std::uint8_t {
-  unreadable = 1,        // a file that is not there, is too large or cannot be read
+  unreadable = 1,        // a file that is not there, is too large or cannot be read or written
   malformed,             // bytes that are not what their format says
   unsupported_operator,  // a graph node that no device here runs
   shape_mismatch,        // tensors whose sizes do not fit one another
@@ -22,6 +30,9 @@ struct Error {
 };
 
 template <class T>
-using Expected = tl::expected<T, Error>;
+using Expected = COPPICE_GPU_EXPECTED_FROM::expected<T, Error>;
+using COPPICE_GPU_EXPECTED_FROM::unexpected;
 
 }  // namespace coppice::gpu
+
+#undef COPPICE_GPU_EXPECTED_FROM

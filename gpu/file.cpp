@@ -8,7 +8,7 @@ namespace coppice::gpu {
 
 Expected<std::vector<std::byte>> read_file(const std::filesystem::path& file, std::int64_t bytes_max) {
   const auto unreadable = [&](const std::string& why) {
-    return tl::unexpected(Error{ErrorCode::unreadable, file.string() + ": " + why});
+    return unexpected(Error{ErrorCode::unreadable, file.string() + ": " + why});
   };
   std::error_code fault;
   const auto size = std::filesystem::file_size(file, fault);

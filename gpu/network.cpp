@@ -1,22 +1,43 @@
 #include "gpu/network.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <random>
-#include <type_traits>
+#include <utility>
 
 namespace coppice::gpu {
 namespace {
 
-tl::unexpected<Error> mismatch(const Node& node, const std::string& why) {
-  return tl::unexpected(Error{ErrorCode::shape_mismatch, "node " + node.name + ": " + why});
+constexpr std::int64_t kElementsMax = std::int64_t{1} << 31;
+constexpr std::int64_t kWindowMax = 65'536;  // pixels
+
+unexpected<Error> mismatch(const Node& node, const std::string& why) {
+  return unexpected(Error{ErrorCode::shape_mismatch, "node " + node.name + ": " + why});
 }
 
 std::int64_t size(const std::vector<float>& values) { return static_cast<std::int64_t>(values.size()); }
 
-// Output pixels along one axis; nothing when the window does not fit.
-std::int64_t extent(std::int64_t in, std::int64_t kernel, std::int64_t stride, std::int64_t before, std::int64_t after) {
-  if (kernel < 1 || stride < 1 || before < 0 || after < 0 || in + before + after < kernel) return 0;
-  return (in + before + after - kernel) / stride + 1;
+// Whether a tensor of these sizes may be: the product is only taken when this holds.
+bool in_bounds(const Dims& dims) {
+  std::int64_t product = 1;
+  for (const auto dim : dims) {
+    if (dim < 1 || dim > kElementsMax / product) return false;
+    product *= dim;
+  }
+  return !dims.empty() && dims.size() <= 8;
+}
+
+bool in_bounds(const Window& w) {
+  for (const auto value : {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w})
+    if (value < 1 || value > kWindowMax) return false;
+  for (const auto value : {w.pad_top, w.pad_left, w.pad_bottom, w.pad_right})
+    if (value < 0 || value > kWindowMax) return false;
+  return true;
+}
+
+// Output pixels along one axis; none when the window does not fit.
+std::int64_t extent(std::int64_t in, std::int64_t kernel, std::int64_t stride, std::int64_t padding) {
+  return in + padding < kernel ? 0 : (in + padding - kernel) / stride + 1;
 }
 
 struct Inference {
@@ -25,19 +46,27 @@ struct Inference {
 
   const Dims& in(std::size_t i = 0) const { return known[static_cast<std::size_t>(node.inputs[i])]; }
 
+  // REQUIRES: the input is an image and the window is in bounds.
   Expected<Dims> windowed(const Window& w, std::int64_t channels) const {
-    if (in().size() != 3) return mismatch(node, "needs an image, has " + to_string(in()));
-    const auto h = extent(in()[1], w.kernel_h, w.stride_h, w.pad_top, w.pad_bottom);
-    const auto v = extent(in()[2], w.kernel_w, w.stride_w, w.pad_left, w.pad_right);
+    const auto h = extent(in()[1], w.kernel_h, w.stride_h, w.pad_top + w.pad_bottom);
+    const auto v = extent(in()[2], w.kernel_w, w.stride_w, w.pad_left + w.pad_right);
     if (h < 1 || v < 1) return mismatch(node, "its window does not fit " + to_string(in()));
     return Dims{channels, h, v};
   }
+  Expected<Dims> pooled(const Window& w) const {
+    if (in().size() != 3) return mismatch(node, "needs an image, has " + to_string(in()));
+    if (!in_bounds(w)) return mismatch(node, "its window is out of bounds");
+    if (std::max(w.pad_top, w.pad_bottom) >= w.kernel_h || std::max(w.pad_left, w.pad_right) >= w.kernel_w)
+      return mismatch(node, "its padding is not smaller than its window");
+    return windowed(w, in()[0]);
+  }
   Expected<Dims> operator()(const Convolution& c) const {
     if (in().size() != 3) return mismatch(node, "needs an image, has " + to_string(in()));
+    if (!in_bounds(c.window)) return mismatch(node, "its window is out of bounds");
     if (c.groups < 1 || c.out_channels < 1 || in()[0] % c.groups != 0 || c.out_channels % c.groups != 0)
       return mismatch(node, std::to_string(c.groups) + " groups do not divide its channels");
-    if (size(c.weight) != c.out_channels * (in()[0] / c.groups) * c.window.kernel_h * c.window.kernel_w ||
-        (!c.bias.empty() && size(c.bias) != c.out_channels))
+    const Dims weight{c.out_channels, in()[0] / c.groups, c.window.kernel_h, c.window.kernel_w};
+    if (!in_bounds(weight) || size(c.weight) != elements(weight) || (!c.bias.empty() && size(c.bias) != c.out_channels))
       return mismatch(node, "its weights do not fit an input of " + to_string(in()));
     return windowed(c.window, c.out_channels);
   }
@@ -47,14 +76,14 @@ struct Inference {
     return in();
   }
   Expected<Dims> operator()(const Relu&) const { return in(); }
-  Expected<Dims> operator()(const MaxPool& p) const { return windowed(p.window, in()[0]); }
-  Expected<Dims> operator()(const AveragePool& p) const { return windowed(p.window, in()[0]); }
+  Expected<Dims> operator()(const MaxPool& p) const { return pooled(p.window); }
+  Expected<Dims> operator()(const AveragePool& p) const { return pooled(p.window); }
   Expected<Dims> operator()(const GlobalAveragePool&) const {
     if (in().size() != 3) return mismatch(node, "needs an image, has " + to_string(in()));
     return Dims{in()[0], 1, 1};
   }
   Expected<Dims> operator()(const Dense& d) const {
-    if (in().size() != 1 || d.out_features < 1 || size(d.weight) != d.out_features * in()[0] ||
+    if (in().size() != 1 || !in_bounds(Dims{d.out_features, in()[0]}) || size(d.weight) != d.out_features * in()[0] ||
         (!d.bias.empty() && size(d.bias) != d.out_features))
       return mismatch(node, "its weights do not fit an input of " + to_string(in()));
     return Dims{d.out_features};
@@ -66,20 +95,6 @@ struct Inference {
   }
   Expected<Dims> operator()(const Identity&) const { return in(); }
 };
-
-// The convolution whose output goes through this batch norm.
-Convolution folded(const Convolution& c, const BatchNorm& b) {
-  Convolution out = c;
-  const auto per = c.weight.size() / static_cast<std::size_t>(c.out_channels);
-  out.bias.resize(static_cast<std::size_t>(c.out_channels), 0.0F);
-  for (std::size_t o = 0; o < static_cast<std::size_t>(c.out_channels); ++o) {
-    const float factor = b.scale[o] / std::sqrt(b.variance[o] + b.epsilon);
-    for (std::size_t i = 0; i < per; ++i) out.weight[o * per + i] *= factor;
-    const float bias = c.bias.empty() ? 0.0F : c.bias[o];
-    out.bias[o] = (bias - b.mean[o]) * factor + b.shift[o];
-  }
-  return out;
-}
 
 }  // namespace
 
@@ -95,26 +110,24 @@ std::string to_string(const Dims& dims) {
   return out.empty() ? "scalar" : out;
 }
 
+Expected<Dims> infer_shape(const Node& node, const std::vector<Dims>& known) {
+  const std::size_t arity = std::holds_alternative<Add>(node.op) ? 2 : 1;
+  if (node.inputs.size() != arity) return mismatch(node, "takes " + std::to_string(arity) + " inputs");
+  for (const int input : node.inputs)
+    if (input < 0 || input >= static_cast<int>(known.size())) return mismatch(node, "reads a value that comes later");
+  auto shape = std::visit(Inference{node, known}, node.op);
+  if (shape && !in_bounds(*shape)) return mismatch(node, "its output is too large: " + to_string(*shape));
+  return shape;
+}
+
 Expected<std::vector<Dims>> infer_shapes(const Network& net) {
-  constexpr std::int64_t kElementsMax = std::int64_t{1} << 31;
+  if (!in_bounds(net.input))
+    return unexpected(Error{ErrorCode::shape_mismatch, "the net's input cannot be " + to_string(net.input)});
+  if (net.nodes.empty()) return unexpected(Error{ErrorCode::shape_mismatch, "the net has no nodes"});
   std::vector<Dims> shapes{net.input};
-  std::int64_t product = 1;
-  for (const auto dim : net.input) {
-    if (dim < 1 || dim > kElementsMax / product || net.input.size() > 8)
-      return tl::unexpected(Error{ErrorCode::shape_mismatch, "the net's input cannot be " + to_string(net.input)});
-    product *= dim;
-  }
-  if (net.nodes.empty() || net.input.empty())
-    return tl::unexpected(Error{ErrorCode::shape_mismatch, "the net has no nodes or no input"});
-  for (std::size_t i = 0; i < net.nodes.size(); ++i) {
-    const auto& node = net.nodes[i];
-    const std::size_t arity = std::holds_alternative<Add>(node.op) ? 2 : 1;
-    if (node.inputs.size() != arity) return mismatch(node, "takes " + std::to_string(arity) + " inputs");
-    for (const int input : node.inputs)
-      if (input < 0 || input > static_cast<int>(i)) return mismatch(node, "reads a value that comes later");
-    auto shape = std::visit(Inference{node, shapes}, node.op);
-    if (!shape) return tl::unexpected(shape.error());
-    if (elements(*shape) > kElementsMax) return mismatch(node, "its output is too large: " + to_string(*shape));
+  for (const auto& node : net.nodes) {
+    auto shape = infer_shape(node, shapes);
+    if (!shape) return unexpected(shape.error());
     shapes.push_back(std::move(*shape));
   }
   return shapes;
@@ -140,39 +153,6 @@ std::int64_t parameters(const Network& net) {
     if (const auto* b = std::get_if<BatchNorm>(&node.op)) sum += size(b->scale) + size(b->shift);
   }
   return sum;
-}
-
-Network simplified(Network net) {
-  std::vector<int> readers(net.nodes.size() + 1, 0);
-  for (const auto& node : net.nodes)
-    for (const int input : node.inputs) ++readers[static_cast<std::size_t>(input)];
-
-  Network out{net.name, net.input, {}};
-  std::vector<int> renamed{0};  // old value -> new value
-  for (std::size_t i = 0; i < net.nodes.size(); ++i) {
-    Node node = std::move(net.nodes[i]);
-    const int old_input = node.inputs.front();
-    for (int& input : node.inputs) input = renamed[static_cast<std::size_t>(input)];
-    const bool last = i + 1 == net.nodes.size();
-    if (std::holds_alternative<Identity>(node.op) && !(last && out.nodes.empty())) {
-      renamed.push_back(node.inputs.front());
-      if (!last || renamed.back() == static_cast<int>(out.nodes.size())) continue;
-      out.nodes.push_back(std::move(node));  // the net's output must be the last node
-      continue;
-    }
-    const int source = node.inputs.front();
-    if (const auto* norm = std::get_if<BatchNorm>(&node.op); norm && source > 0 && readers[static_cast<std::size_t>(old_input)] == 1) {
-      auto& before = out.nodes[static_cast<std::size_t>(source) - 1];
-      if (const auto* conv = std::get_if<Convolution>(&before.op)) {
-        before.op = folded(*conv, *norm);
-        renamed.push_back(source);
-        continue;
-      }
-    }
-    out.nodes.push_back(std::move(node));
-    renamed.push_back(static_cast<int>(out.nodes.size()));
-  }
-  return out;
 }
 
 Network vgg(Dims input, const std::vector<int>& widths, int classes, std::uint64_t seed) {

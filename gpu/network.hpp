@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <string>
 #include <variant>
 #include <vector>
@@ -17,8 +16,8 @@ namespace coppice::gpu {
 // Per item: {channels, height, width} for images, {features} for vectors. Rank 1 to 8.
 using Dims = std::vector<std::int64_t>;
 
-std::int64_t elements(const Dims& dims);      // checked product; REQUIRES: validated dims
-std::string to_string(const Dims& dims);      // "1x28x28"
+std::int64_t elements(const Dims& dims);  // REQUIRES: validated dims, as infer_shapes gives them
+std::string to_string(const Dims& dims);  // "1x28x28"
 
 struct Window {  // of a convolution or a pool, in pixels
   std::int64_t kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1;
@@ -26,19 +25,30 @@ struct Window {  // of a convolution or a pool, in pixels
   bool operator==(const Window&) const = default;
 };
 
-struct Convolution {            // weight [out, in / groups, kernel_h, kernel_w], bias [out] or empty
+struct Convolution {
   Window window;
   std::int64_t out_channels = 0, groups = 1;
-  std::vector<float> weight, bias;
+  std::vector<float> weight, bias;  // [out, in / groups, kernel_h, kernel_w]; [out] or empty
 };
-struct BatchNorm { std::vector<float> scale, shift, mean, variance; float epsilon = 1e-5F; };  // each [channels]
+struct BatchNorm {
+  std::vector<float> scale, shift, mean, variance;  // each [channels]
+  float epsilon = 1e-5F;
+};
 struct Relu {};
-struct MaxPool { Window window; };
-struct AveragePool { Window window; bool count_padding = false; };
+struct MaxPool {
+  Window window;  // pads are smaller than the kernel: no window lies in padding alone
+};
+struct AveragePool {
+  Window window;  // pads are smaller than the kernel
+  bool count_padding = false;
+};
 struct GlobalAveragePool {};
-struct Dense { std::int64_t out_features = 0; std::vector<float> weight, bias; };  // weight [out, in]
-struct Flatten {};              // to {features}
-struct Add {};                  // two inputs of one shape
+struct Dense {
+  std::int64_t out_features = 0;
+  std::vector<float> weight, bias;  // [out, in]; [out] or empty
+};
+struct Flatten {};  // to {features}
+struct Add {};      // two inputs of one shape
 struct Identity {};
 
 using Operator = std::variant<Convolution, BatchNorm, Relu, MaxPool, AveragePool, GlobalAveragePool, Dense, Flatten,
@@ -56,13 +66,18 @@ struct Network {
   std::vector<Node> nodes;  // in topological order; the last node's output is the net's output
 };
 
+// The shape of one node's output, given those of all values before it. Errors: shape_mismatch naming the node.
+Expected<Dims> infer_shape(const Node& node, const std::vector<Dims>& known);
+
 // Every value's shape: [0] the input, [i + 1] node i's output. Errors: shape_mismatch naming the node.
+// All arithmetic is bounded: no value has more than 2^31 elements, whatever the net says.
 Expected<std::vector<Dims>> infer_shapes(const Network& net);
 
 std::int64_t multiply_adds(const Network& net);  // of one item: convolutions and dense layers. REQUIRES: shapes infer
 std::int64_t parameters(const Network& net);
 
-// Equal function with fewer nodes: batch norms folded into the convolution before them, identities dropped.
+// Equal function with fewer nodes: batch norms folded into the convolution or dense layer before them, identities and
+// nodes that the output does not need dropped. REQUIRES: shapes infer.
 Network simplified(Network net);
 
 // conv3x3-bn-relu pairs of the given widths with a 2x2 max pool after every second, then one dense layer; weights

@@ -4,7 +4,7 @@
 namespace coppice::gpu {
 
 Expected<std::unique_ptr<Device>> make_cpu_device(const CpuOptions&) {
-  return tl::unexpected(Error{ErrorCode::device_unavailable, "device cpu: this build has no oneDNN"});
+  return unexpected(Error{ErrorCode::device_unavailable, "device cpu: this build has no oneDNN"});
 }
 
 }  // namespace coppice::gpu

@@ -104,7 +104,7 @@ void declare(onnx::ValueInfoProto& value, const std::string& name, const Dims& d
 
 Expected<std::vector<std::byte>> to_onnx(const Network& net) {
   const auto shapes = infer_shapes(net);
-  if (!shapes) return tl::unexpected(shapes.error());
+  if (!shapes) return unexpected(shapes.error());
   onnx::ModelProto model;
   model.set_ir_version(7);
   model.set_producer_name("coppice");

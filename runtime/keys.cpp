@@ -363,7 +363,7 @@ void move_into_place(const FreshDirectory& fresh, const fs::path& directory) {
 
 AllowList read_allow_list(const fs::path& directory) {
   const auto file = directory / kAllow;
-  if (!fs::exists(file)) wrong(shown(file) + ": not there; make the cluster's keys first: coppice keys --cluster FILE");
+  if (!fs::exists(file)) wrong(shown(file) + ": No such file; make the cluster's keys first: coppice keys --cluster FILE");
   const auto text = value_of(read_file(AT_FDCWD, file, file, {.bytes_max = kAllowBytesMax}));
   const auto object = nlohmann::json::parse(text, nullptr, false);
   if (!object.is_object()) wrong(shown(file) + ": is not a JSON object of member names and public keys");

@@ -320,6 +320,7 @@ RC_GTEST_PROP(PlanBroadcast, KeepsItsPromisesOnAnyTopology, ()) {
   const Plan plan = plan_broadcast(topology, root, options).value();
   RC_ASSERT(broken_promise(topology, root, plan) == "");
   RC_ASSERT(plan.bound == least_cut(topology, root, plan.participants));
+  RC_CLASSIFY(topology.nodes.size() > 7, "large");
 }
 
 RC_GTEST_PROP(PlanBroadcast, KeepsItsPromisesToAnyParticipants, ()) {

@@ -72,6 +72,7 @@ struct ClusterOptions {
   std::size_t in_flight_max = 1'024;
   std::size_t bundle_bytes = 3'000;
   std::uint32_t chunk_bytes = 256;
+  int failing_plans = 0;  // so many broadcasts find no tree at first
   Planted planted = Planted::none;
 };
 

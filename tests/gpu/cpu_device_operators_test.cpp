@@ -1,0 +1,273 @@
+// Each operator and each fusion of the CPU device alone, and nets beside one another.
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <functional>
+#include <limits>
+#include <thread>
+
+#include "gpu/device.hpp"
+#include "tests/gpu/builder.hpp"
+#include "tests/gpu/reference.hpp"
+
+namespace coppice::gpu {
+namespace {
+
+constexpr double kTolerance = 2e-5;
+
+std::unique_ptr<CompiledNet> compiled(const Network& net, int batch, int threads = 1) {
+  auto device = make_cpu_device({threads});
+  EXPECT_TRUE(device) << device.error().what;
+  auto made = (*device)->compile(net, {batch});
+  EXPECT_TRUE(made) << made.error().what;
+  return made ? std::move(*made) : nullptr;
+}
+
+std::vector<float> run(CompiledNet& net, const std::vector<float>& input) {
+  std::vector<float> output(static_cast<std::size_t>(net.output_elements()), std::numeric_limits<float>::quiet_NaN());
+  const auto done = net.run(input, output);
+  EXPECT_TRUE(done) << done.error().what;
+  return output;
+}
+
+double error_of(const Network& net, int batch, std::uint64_t seed) {
+  const auto input = random_input(net, batch, seed);
+  const auto ready = compiled(net, batch);
+  if (!ready) return std::numeric_limits<double>::infinity();
+  return reference::error(run(*ready, input), reference::forward(net, input));
+}
+
+// What `append` puts onto an image of random size does what it is defined to do.
+void holds(const std::function<void(Builder&)>& append) {
+  const auto seed = *rc::gen::arbitrary<std::uint64_t>();
+  const auto batch = *rc::gen::inRange(1, 4);
+  Builder b({}, seed);
+  b.net.input = {b.draw(1, 20), b.draw(1, 10), b.draw(1, 10)};
+  append(b);
+  RC_ASSERT(error_of(b.net, batch, seed + 1) < kTolerance);
+}
+
+RC_GTEST_PROP(CpuOperators, Convolution, ()) {
+  holds([](Builder& b) { b.conv(0, b.window(false), b.draw(1, 20), 1, b.toss()); });
+}
+
+RC_GTEST_PROP(CpuOperators, ConvolutionInGroups, ()) {
+  holds([](Builder& b) {
+    const auto groups = b.draw(1, 6);
+    b.net.input[0] = groups * b.draw(1, 5);
+    b.conv(0, b.window(false), groups * b.draw(1, 5), groups, b.toss());
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, ConvolutionWiderThanTheImage, ()) {
+  holds([](Builder& b) {
+    const auto h = b.draw(1, 4), w = b.draw(1, 4);
+    b.net.input = {b.draw(1, 3), h, w};
+    b.conv(0, {h + b.draw(0, 3), w + b.draw(0, 3), b.draw(1, 2), b.draw(1, 2), 2, 1, 1, 2}, b.draw(1, 9));
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, ConvolutionWithRelu, ()) {
+  holds([](Builder& b) { b.relu(b.conv(0, b.window(false), b.draw(1, 20), 1, b.toss())); });
+}
+
+RC_GTEST_PROP(CpuOperators, ConvolutionWithNorm, ()) {
+  holds([](Builder& b) {
+    const int norm = b.norm(b.conv(0, b.window(false), b.draw(1, 20), 1, b.toss()));
+    if (b.toss()) b.relu(norm);
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, NormOfTheInput, ()) {
+  holds([](Builder& b) {
+    const int norm = b.norm(b.toss() ? b.flatten(0) : 0);
+    if (b.toss()) b.relu(norm);
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, MaxPool, ()) {
+  holds([](Builder& b) { b.push(MaxPool{b.window(true)}, {0}); });
+}
+
+RC_GTEST_PROP(CpuOperators, AveragePool, ()) {
+  holds([](Builder& b) { b.push(AveragePool{b.window(true), b.toss()}, {0}); });
+}
+
+RC_GTEST_PROP(CpuOperators, GlobalAveragePool, ()) {
+  holds([](Builder& b) { b.push(GlobalAveragePool{}, {0}); });
+}
+
+RC_GTEST_PROP(CpuOperators, Relu, ()) {
+  holds([](Builder& b) { b.relu(0); });
+}
+
+RC_GTEST_PROP(CpuOperators, Dense, ()) {
+  holds([](Builder& b) {
+    b.net.input = {b.draw(1, 70)};
+    const int dense = b.dense(0, b.draw(1, 40), b.toss());
+    if (b.toss()) b.relu(dense);
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, ResidualAddWithAndWithoutRelu, ()) {
+  holds([](Builder& b) {
+    const int conv = b.conv3x3(0, b.net.input[0]);
+    const int sum = b.toss() ? b.add(0, conv) : b.add(conv, 0);
+    if (b.toss()) b.relu(sum);
+  });
+}
+
+// ---- fusions that must not be ----
+
+class CpuFusion : public ::testing::Test {
+ protected:
+  void agrees() const { EXPECT_LT(error_of(b.net, 3, 2), kTolerance); }
+  Builder b{{3, 6, 6}, 1};
+};
+
+TEST_F(CpuFusion, KeepsAConvolutionThatReluAndAddBothRead) {
+  const int conv = b.conv3x3(0, 5);
+  b.add(b.relu(conv), conv);
+  agrees();
+}
+
+TEST_F(CpuFusion, KeepsAConvolutionThatReluAndNormBothRead) {
+  const int conv = b.conv3x3(0, 5), norm = b.norm(conv);
+  b.add(b.relu(conv), norm);
+  agrees();
+}
+
+TEST_F(CpuFusion, KeepsASumThatReluAndAddBothRead) {
+  const int sum = b.add(0, 0);
+  b.add(b.relu(sum), sum);
+  agrees();
+}
+
+TEST_F(CpuFusion, KeepsADenseLayerThatReluAndAddBothRead) {
+  const int dense = b.dense(b.flatten(0), 4);
+  b.add(b.relu(dense), dense);
+  agrees();
+}
+
+TEST_F(CpuFusion, TakesUpAReluThatIsTheOutput) {
+  b.relu(b.conv3x3(0, 5));
+  agrees();
+}
+
+TEST_F(CpuFusion, LeavesAReluOfAnotherValue) {
+  const int conv = b.conv3x3(0, 3), relu = b.relu(0);
+  b.add(conv, relu);
+  agrees();
+}
+
+TEST_F(CpuFusion, SeesReadersThroughIdentities) {
+  const int conv = b.conv3x3(0, 3), same = b.identity(conv), relu = b.relu(conv);
+  b.add(same, relu);
+  agrees();
+}
+
+TEST_F(CpuFusion, ReadsTheInputAgainAtTheEnd) {
+  b.add(b.conv3x3(b.conv3x3(b.conv3x3(0, 24), 24), 3), 0);
+  agrees();
+}
+
+TEST_F(CpuFusion, FlattensFirst) {
+  b.dense(b.flatten(0), 7);
+  agrees();
+}
+
+TEST_F(CpuFusion, FlattensTwice) {
+  b.dense(b.flatten(b.flatten(0)), 7);
+  agrees();
+}
+
+TEST_F(CpuFusion, FlattensLast) {
+  b.flatten(b.conv3x3(0, 17));
+  agrees();
+}
+
+TEST_F(CpuFusion, PassesTheInputThroughAnyNumberOfIdentities) {
+  b.identity(b.identity(b.identity(0)));
+  agrees();
+}
+
+// ---- errors, and nets beside one another ----
+
+TEST(CpuOperators, RefuseSpansOfOtherSizesAndLeaveThemAlone) {
+  Builder b({2, 3, 3}, 1);
+  b.relu(0);
+  const auto net = compiled(b.net, 2);
+  ASSERT_TRUE(net);
+  for (const auto& [in, out] : {std::pair<std::size_t, std::size_t>{35, 36}, {36, 35}, {0, 36}, {36, 0}, {37, 36}, {36, 37}, {18, 18}}) {
+    std::vector<float> output(out, 7.0F);
+    const auto done = net->run(std::vector<float>(in), output);
+    ASSERT_FALSE(done);
+    EXPECT_EQ(done.error().code, ErrorCode::shape_mismatch);
+    EXPECT_EQ(output, std::vector<float>(out, 7.0F));
+  }
+}
+
+TEST(CpuOperators, RefuseNetsWhoseShapesDoNotInfer) {
+  auto device = make_cpu_device({1});
+  ASSERT_TRUE(device);
+  std::vector<Network> bad;
+  bad.push_back({"forward", {2, 3, 3}, {{"a", Relu{}, {2}}, {"b", Relu{}, {1}}}});
+  bad.push_back({"negative", {2, 3, 3}, {{"a", Relu{}, {-1}}, {"b", Relu{}, {1}}}});
+  bad.push_back({"norm", {2, 3, 3}, {{"a", Convolution{{}, 0, 0, {}, {}}, {0}}, {"b", BatchNorm{}, {1}}}});
+  bad.push_back({"matrix", {3, 3}, {{"a", Relu{}, {0}}}});
+  for (const auto& net : bad) {
+    const auto made = (*device)->compile(net, {1});
+    ASSERT_FALSE(made) << net.name;
+    EXPECT_EQ(made.error().code, ErrorCode::shape_mismatch) << net.name;
+  }
+}
+
+TEST(CpuOperators, GiveTheSameNumbersOnTwoThreads) {
+  const Network net = vgg({1, 28, 28}, {16, 16, 32, 32}, 10, 3);
+  const auto input = random_input(net, 2, 4);
+  EXPECT_LT(reference::error(run(*compiled(net, 2, 2), input), run(*compiled(net, 2, 1), input)), 1e-6);
+}
+
+TEST(CpuOperators, GiveEqualNumbersTwice) {
+  const Network net = vgg({1, 12, 12}, {8, 8, 16}, 10, 3);
+  const auto ready = compiled(net, 3);
+  const auto first_input = random_input(net, 3, 4), second_input = random_input(net, 3, 5);
+  const auto first = run(*ready, first_input), second = run(*ready, second_input);
+  EXPECT_NE(first, second);
+  EXPECT_EQ(run(*ready, first_input), first);
+  EXPECT_EQ(run(*ready, second_input), second);
+}
+
+TEST(CpuOperators, DoNotDisturbANetThatTakesTurns) {
+  auto device = make_cpu_device({1});
+  ASSERT_TRUE(device);
+  const Network small = vgg({1, 12, 12}, {8, 8, 16}, 10, 3), large = vgg({3, 14, 14}, {16, 16, 24, 24}, 4, 5);
+  auto a = (*device)->compile(small, {1}), b = (*device)->compile(large, {2});
+  ASSERT_TRUE(a && b);
+  device->reset();  // nets outlive their device
+  const auto a_input = random_input(small, 1, 1), b_input = random_input(large, 2, 2);
+  const auto a_first = run(**a, a_input), b_first = run(**b, b_input);
+  EXPECT_LT(reference::error(a_first, reference::forward(small, a_input)), kTolerance);
+  EXPECT_LT(reference::error(b_first, reference::forward(large, b_input)), kTolerance);
+  for (int turn = 0; turn < 3; ++turn) {
+    EXPECT_EQ(run(**a, a_input), a_first);
+    EXPECT_EQ(run(**b, b_input), b_first);
+  }
+}
+
+TEST(CpuOperators, RunOnTheirOwnThreadsAtOnce) {
+  const Network net = vgg({1, 12, 12}, {8, 8, 16}, 10, 3);
+  const auto input = random_input(net, 1, 4);
+  const auto expected = run(*compiled(net, 1), input);
+  std::vector<std::vector<float>> made(2);
+  std::vector<std::thread> threads;
+  for (auto& output : made)
+    threads.emplace_back([&output, &input, ready = compiled(net, 1)] {
+      for (int turn = 0; turn < 20; ++turn) output = run(*ready, input);
+    });
+  for (auto& thread : threads) thread.join();
+  for (const auto& output : made) EXPECT_EQ(output, expected);
+}
+
+}  // namespace
+}  // namespace coppice::gpu

@@ -1,0 +1,177 @@
+#include "runtime/wire.hpp"
+
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "runtime/msgpack.hpp"
+
+namespace coppice::runtime {
+namespace {
+
+using namespace actors;
+
+// Bits, not values: NaN and -0 must come through as they are.
+std::vector<std::uint32_t> bits(const Floats& floats) {
+  std::vector<std::uint32_t> out;
+  for (const float f : floats) out.push_back(std::bit_cast<std::uint32_t>(f));
+  return out;
+}
+
+Floats any_floats(std::size_t most = 40) {
+  const auto words = *rc::gen::resize(static_cast<int>(most), rc::gen::arbitrary<std::vector<std::uint32_t>>());
+  Floats out;
+  for (const auto word : words) out.push_back(std::bit_cast<float>(word));
+  return out;
+}
+
+template <class Message>
+Message through_the_wire(const Message& message) {
+  const auto frame = encode(message);
+  const auto back = decode(frame.head, frame.bulk);
+  RC_ASSERT(back.has_value());
+  RC_ASSERT(std::holds_alternative<Message>(*back));
+  return std::get<Message>(*back);
+}
+
+RC_GTEST_PROP(Wire, WorkItemsKeepEveryBit, ()) {
+  const WorkItem sent{RequestId{*rc::gen::arbitrary<std::uint64_t>()}, Epoch{*rc::gen::arbitrary<std::uint64_t>()},
+                      *rc::gen::arbitrary<std::uint32_t>(), std::make_shared<const Floats>(any_floats())};
+  const auto got = through_the_wire(sent);
+  RC_ASSERT(got.request == sent.request);
+  RC_ASSERT(got.epoch == sent.epoch);
+  RC_ASSERT(got.worker == sent.worker);
+  RC_ASSERT(bits(*got.item) == bits(*sent.item));
+}
+
+RC_GTEST_PROP(Wire, CodedResponsesKeepEveryBit, ()) {
+  const CodedResponse sent{RequestId{*rc::gen::arbitrary<std::uint64_t>()}, Epoch{*rc::gen::arbitrary<std::uint64_t>()},
+                           *rc::gen::arbitrary<std::uint32_t>(), *rc::gen::arbitrary<std::uint32_t>(), any_floats()};
+  const auto got = through_the_wire(sent);
+  RC_ASSERT(got.request == sent.request);
+  RC_ASSERT(got.epoch == sent.epoch);
+  RC_ASSERT(got.worker == sent.worker);
+  RC_ASSERT(got.service_us == sent.service_us);
+  RC_ASSERT(bits(got.values) == bits(sent.values));
+}
+
+RC_GTEST_PROP(Wire, RepliesKeepTheirArrivalsInOrder, ()) {
+  InferReply sent;
+  sent.tag = *rc::gen::arbitrary<std::uint64_t>();
+  sent.request = *rc::gen::arbitrary<std::uint64_t>();
+  sent.epoch = *rc::gen::arbitrary<std::uint64_t>();
+  sent.status = static_cast<ReplyStatus>(*rc::gen::inRange(0, 7));
+  sent.label = *rc::gen::arbitrary<std::int32_t>();
+  sent.margin = std::bit_cast<float>(*rc::gen::arbitrary<std::uint32_t>());
+  sent.gateway_us = *rc::gen::arbitrary<std::uint32_t>();
+  sent.scores = any_floats();
+  sent.error = *rc::gen::arbitrary<std::string>();
+  for (int i = *rc::gen::inRange(0, 5); i > 0; --i)
+    sent.arrivals.push_back({*rc::gen::arbitrary<std::uint32_t>(), *rc::gen::arbitrary<std::uint32_t>(), any_floats(12)});
+  const auto got = through_the_wire(sent);
+  RC_ASSERT(got.tag == sent.tag);
+  RC_ASSERT(got.request == sent.request);
+  RC_ASSERT(got.epoch == sent.epoch);
+  RC_ASSERT(got.status == sent.status);
+  RC_ASSERT(got.label == sent.label);
+  RC_ASSERT(std::bit_cast<std::uint32_t>(got.margin) == std::bit_cast<std::uint32_t>(sent.margin));
+  RC_ASSERT(got.error == sent.error);
+  RC_ASSERT(bits(got.scores) == bits(sent.scores));
+  RC_ASSERT(got.arrivals.size() == sent.arrivals.size());
+  for (std::size_t i = 0; i < got.arrivals.size(); ++i) {
+    RC_ASSERT(got.arrivals[i].worker == sent.arrivals[i].worker);
+    RC_ASSERT(got.arrivals[i].at_us == sent.arrivals[i].at_us);
+    RC_ASSERT(bits(got.arrivals[i].values) == bits(sent.arrivals[i].values));
+  }
+}
+
+RC_GTEST_PROP(Wire, TransfersComeThroughWhole, ()) {
+  TransferOpen sent;
+  sent.transfer = TransferId{*rc::gen::arbitrary<std::uint64_t>()};
+  sent.bytes = *rc::gen::arbitrary<std::uint64_t>();
+  sent.chunk_bytes = *rc::gen::arbitrary<std::uint32_t>();
+  sent.sha256 = *rc::gen::arbitrary<std::string>();
+  for (int i = *rc::gen::inRange(0, 6); i > 0; --i)
+    sent.tree.push_back({*rc::gen::arbitrary<std::string>(), *rc::gen::arbitrary<std::int32_t>()});
+  const auto got = through_the_wire(sent);
+  RC_ASSERT(got.transfer == sent.transfer);
+  RC_ASSERT(got.bytes == sent.bytes);
+  RC_ASSERT(got.chunk_bytes == sent.chunk_bytes);
+  RC_ASSERT(got.sha256 == sent.sha256);
+  RC_ASSERT(got.tree.size() == sent.tree.size());
+  for (std::size_t i = 0; i < got.tree.size(); ++i) {
+    RC_ASSERT(got.tree[i].name == sent.tree[i].name);
+    RC_ASSERT(got.tree[i].parent == sent.tree[i].parent);
+  }
+}
+
+std::vector<Frame> samples() {
+  InferReply reply;
+  reply.scores = {1.0F, std::numeric_limits<float>::quiet_NaN()};
+  reply.arrivals = {{3, 250, {0.5F}}};
+  reply.error = "why";
+  TransferOpen open;
+  open.bytes = 100;
+  open.tree = {{"gateway", -1}, {"w0", 0}};
+  const auto bytes = std::make_shared<const std::vector<std::byte>>(16, std::byte{7});
+  const auto floats = std::make_shared<const Floats>(Floats{1.0F, -0.0F});
+  return {encode(InferRequest{1, true, floats}), encode(WorkItem{RequestId{1}, Epoch{2}, 3, floats}),
+          encode(CodedResponse{RequestId{1}, Epoch{2}, 3, 4, *floats}), encode(reply), encode(open),
+          encode(WeightChunk{TransferId{1}, 2, bytes}), encode(ChunkAck{TransferId{1}, 2}), encode(StatusRequest{5}),
+          encode(FaultRequest{5, "worker=w0,kill@0"}), encode(TextReply{5, "{}", "no"})};
+}
+
+TEST(Wire, EveryTypeIsReadBack) {
+  const auto frames = samples();
+  for (std::size_t type = 0; type < frames.size(); ++type) {
+    const auto back = decode(frames[type].head, frames[type].bulk);
+    ASSERT_TRUE(back) << type;
+    EXPECT_EQ(back->index(), type);
+  }
+}
+
+TEST(Wire, EveryTruncationIsRefused) {
+  for (const auto& frame : samples())
+    for (std::size_t size = 0; size < frame.head.size(); ++size)
+      EXPECT_FALSE(decode(std::span(frame.head).first(size), frame.bulk));
+}
+
+TEST(Wire, MutatedFramesNeverCrash) {
+  std::mt19937 random(4);
+  const auto frames = samples();
+  int refused = 0;
+  for (int i = 0; i < 20'000; ++i) {
+    auto frame = frames[random() % frames.size()];
+    for (int flips = 1 + static_cast<int>(random() % 3); flips > 0; --flips)
+      frame.head[random() % frame.head.size()] = static_cast<std::byte>(random());
+    if (random() % 4 == 0) frame.bulk.resize(random() % 64);
+    refused += decode(frame.head, frame.bulk) ? 0 : 1;
+  }
+  EXPECT_GT(refused, 1'000);
+}
+
+TEST(Wire, AnotherVersionIsRefusedByName) {
+  auto frame = encode(StatusRequest{5});
+  frame.head[1] = std::byte{2};
+  const auto back = decode(frame.head, frame.bulk);
+  ASSERT_FALSE(back);
+  EXPECT_NE(back.error().what.find("version"), std::string::npos);
+}
+
+TEST(Wire, BulkWhereNoneBelongsIsRefused) {
+  const auto frame = encode(StatusRequest{5});
+  const std::vector<std::byte> bulk(4);
+  EXPECT_FALSE(decode(frame.head, bulk));
+}
+
+TEST(Wire, BulkThatIsNoWholeNumberOfFloatsIsRefused) {
+  const auto frame = encode(CodedResponse{RequestId{1}, Epoch{1}, 0, 0, {1.0F}});
+  EXPECT_FALSE(decode(frame.head, std::span(frame.bulk).first(3)));
+}
+
+}  // namespace
+}  // namespace coppice::runtime
