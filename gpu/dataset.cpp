@@ -52,8 +52,12 @@ class Stream {
       return fault(ErrorCode::malformed, file_,
                    "its field \"" + field + "\" has " + std::to_string(got) + " of " + std::to_string(count) +
                        " bytes: the file is truncated or corrupt");
+    // Of a file that lacks its last bytes, gzread gives what there is; gzerror alone tells.
     char more = 0;
-    if (::gzread(handle_.get(), &more, 1) != 0)
+    const int after = ::gzread(handle_.get(), &more, 1);
+    int status = Z_OK;
+    ::gzerror(handle_.get(), &status);
+    if (after != 0 || status != Z_OK)
       return fault(ErrorCode::malformed, file_, "goes on or is corrupt after its field \"" + field + "\"");
     return out;
   }

@@ -2,6 +2,8 @@
 
 #include <onnx/onnx_pb.h>
 
+#include <limits>
+
 namespace coppice::gpu {
 namespace {
 
@@ -128,8 +130,11 @@ Expected<std::vector<std::byte>> to_onnx(const Network& net) {
     std::visit(writer, net.nodes[i].op);
   }
   declare(*graph.add_output(), "scores", shapes->back());
-  std::vector<std::byte> bytes(model.ByteSizeLong());
-  model.SerializeToArray(bytes.data(), static_cast<int>(bytes.size()));
+  const std::size_t size = model.ByteSizeLong();
+  if (size > std::numeric_limits<int>::max())
+    return unexpected(Error{ErrorCode::shape_mismatch, net.name + ": more than 2 GiB do not go into one ONNX file"});
+  std::vector<std::byte> bytes(size);
+  model.SerializeToArray(bytes.data(), static_cast<int>(size));
   return bytes;
 }
 

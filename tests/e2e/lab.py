@@ -31,6 +31,15 @@ def free_ports(count):
     raise RuntimeError("no free ports")
 
 
+@contextlib.contextmanager
+def listener(port):
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past connections may linger on the port
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        yield taken
+
+
 def run(*args, timeout=120):
     return subprocess.run([COPPICE, *map(str, args)], capture_output=True, text=True, timeout=timeout)
 

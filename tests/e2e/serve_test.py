@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -84,13 +83,9 @@ def missing_keys_name_the_remedy():
 
 def a_port_in_use_is_named_and_nothing_is_left():
     cluster = lab.Cluster()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", cluster.port + 4))  # w2's
-        taken.listen()
+    with lab.listener(cluster.port + 4):  # w2's
         one_line(lab.run("launch", "--cluster", cluster.file), 1, "w2", cluster.port + 4)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", cluster.port + 1))  # control
-        taken.listen()
+    with lab.listener(cluster.port + 1):  # control
         one_line(lab.run("launch", "--cluster", cluster.file), 1, "gateway", cluster.port + 1)
     left = subprocess.run(["pgrep", "-f", str(cluster.file)], capture_output=True, text=True).stdout
     assert left == "", f"left behind: {left}"

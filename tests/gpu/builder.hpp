@@ -35,7 +35,8 @@ struct Builder {
   int conv3x3(int in, std::int64_t out) { return conv(in, {3, 3, 1, 1, 1, 1, 1, 1}, out); }
   int norm(int in) {
     const auto c = shape(in)[0];
-    return push(BatchNorm{sample.floats(c), sample.floats(c), sample.floats(c), sample.floats(c, 0.5F, 2), 1e-3F}, {in});
+    return push(BatchNorm{sample.floats(c), sample.floats(c), sample.floats(c), sample.floats(c, 0.5F, 2), 1e-3F},
+                {in});
   }
   int dense(int in, std::int64_t out, bool bias = true) {
     const auto fan_in = shape(in)[0];

@@ -198,7 +198,8 @@ TEST(CpuOperators, RefuseSpansOfOtherSizesAndLeaveThemAlone) {
   b.relu(0);
   const auto net = compiled(b.net, 2);
   ASSERT_TRUE(net);
-  for (const auto& [in, out] : {std::pair<std::size_t, std::size_t>{35, 36}, {36, 35}, {0, 36}, {36, 0}, {37, 36}, {36, 37}, {18, 18}}) {
+  for (const auto& [in, out] :
+       {std::pair<std::size_t, std::size_t>{35, 36}, {36, 35}, {0, 36}, {36, 0}, {37, 36}, {36, 37}, {18, 18}}) {
     std::vector<float> output(out, 7.0F);
     const auto done = net->run(std::vector<float>(in), output);
     ASSERT_FALSE(done);

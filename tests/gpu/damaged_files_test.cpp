@@ -3,8 +3,8 @@
 #include <rapidcheck/gtest.h>
 #include <zlib.h>
 
+#include <algorithm>
 #include <bit>
-#include <cstring>
 #include <random>
 
 #include "gpu/dataset.hpp"
@@ -50,7 +50,8 @@ RC_GTEST_PROP(DamagedNpy, EveryPatternOfBitsComesBackFromAWholeFile, (std::uint3
   RC_ASSERT(array.has_value());
   RC_ASSERT(array->dims == dims);
   RC_ASSERT(array->values.size() == values.size());
-  RC_ASSERT(values.empty() || std::memcmp(array->values.data(), values.data(), values.size() * sizeof(float)) == 0);
+  const auto bits = [](float value) { return std::bit_cast<std::uint32_t>(value); };
+  RC_ASSERT(std::ranges::equal(array->values, values, {}, bits, bits));
 }
 
 TEST(DamagedNpy, CutShortAnywhereIsRefused) {
@@ -62,8 +63,8 @@ TEST(DamagedNpy, CutShortAnywhereIsRefused) {
 
 TEST(DamagedNpy, ShapesThatCannotBeAreRefused) {
   const std::string four(4, '\0');
-  for (const std::string shape : {"(2,)", "(1.0,)", "(65536,65536,65536,65536)", "(4294967296,4294967296)", "(0,99999999999,99999999999)",
-                                  "(1,", "1", "(x,)", "(1 1,)", "(1,,1)", "(,1)", "(,)"})
+  for (const std::string shape : {"(2,)", "(1.0,)", "(65536,65536,65536,65536)", "(4294967296,4294967296)",
+                                  "(0,99999999999,99999999999)", "(1,", "1", "(x,)", "(1 1,)", "(1,,1)", "(,1)", "(,)"})
     refused(npy(shape, four));
   for (const int version : {0, 3, 200}) refused(npy("(1,)", four, version));
 }
@@ -72,7 +73,7 @@ TEST(DamagedNpy, ChangedBytesNeverCrash) {
   const Scratch scratch;
   std::mt19937_64 random(1);
   int loaded = 0;
-  for (int i = 0; i < 2'000; ++i) {
+  for (int i = 0; i < 500; ++i) {
     std::string bytes = npy("(2, 3)", std::string(24, 'x'));
     mutate(bytes, 12, random);
     scratch.write("a.npy", bytes);
@@ -85,7 +86,7 @@ TEST(DamagedNpy, ChangedBytesNeverCrash) {
     }
   }
   EXPECT_GT(loaded, 0);
-  EXPECT_LT(loaded, 2'000);
+  EXPECT_LT(loaded, 500);
 }
 
 std::string words(std::initializer_list<std::uint32_t> values) {
@@ -110,7 +111,8 @@ std::string gzipped(const std::string& bytes) {
   return out;
 }
 
-Expected<Dataset> load(const Scratch& scratch, const std::string& images, const std::string& labels, const std::string& end) {
+Expected<Dataset> load(const Scratch& scratch, const std::string& images, const std::string& labels,
+                       const std::string& end) {
   scratch.write("train-images-idx3-ubyte" + end, images);
   scratch.write("train-labels-idx1-ubyte" + end, labels);
   return load_idx(scratch.path(), Split::train);
@@ -119,7 +121,8 @@ Expected<Dataset> load(const Scratch& scratch, const std::string& images, const 
 TEST(DamagedIdx, CutShortAnywhereIsRefusedAndTheFileNamed) {
   for (const bool gz : {false, true}) {
     const Scratch scratch;
-    const std::string end = gz ? ".gz" : "", images = gz ? gzipped(kImages) : kImages, labels = gz ? gzipped(kLabels) : kLabels;
+    const std::string end = gz ? ".gz" : "", images = gz ? gzipped(kImages) : kImages,
+                      labels = gz ? gzipped(kLabels) : kLabels;
     ASSERT_TRUE(load(scratch, images, labels, end));
     for (std::size_t size = 0; size < images.size(); ++size) {
       const auto data = load(scratch, images.substr(0, size), labels, end);
@@ -140,7 +143,7 @@ TEST(DamagedIdx, ChangedBytesNeverCrash) {
   for (const bool gz : {false, true}) {
     const Scratch scratch;
     const std::string end = gz ? ".gz" : "";
-    for (int i = 0; i < 500; ++i) {
+    for (int i = 0; i < 200; ++i) {
       std::string images = gz ? gzipped(kImages) : kImages, labels = gz ? gzipped(kLabels) : kLabels;
       mutate(i % 2 == 0 ? images : labels, 8, random);
       const auto data = load(scratch, images, labels, end);

@@ -12,7 +12,8 @@ using Numbers = std::vector<float>;
 constexpr auto kMost = std::numeric_limits<std::int64_t>::max(), kLeast = std::numeric_limits<std::int64_t>::min();
 
 void refused(const Dims& input, Operator op, std::vector<int> inputs = {0}) {
-  const auto shapes = infer_shapes({"net", input, {{"before", Identity{}, {0}}, {"culprit", std::move(op), std::move(inputs)}}});
+  const auto shapes =
+      infer_shapes({"net", input, {{"before", Identity{}, {0}}, {"culprit", std::move(op), std::move(inputs)}}});
   ASSERT_FALSE(shapes);
   EXPECT_EQ(shapes.error().code, ErrorCode::shape_mismatch);
   EXPECT_NE(shapes.error().what.find("node culprit"), std::string::npos) << shapes.error().what;
@@ -35,7 +36,8 @@ TEST(InferShapes, NamesTheConvolutionOfWrongGroups) {
   for (const std::int64_t groups : {kLeast, std::int64_t{-1}, std::int64_t{0}, std::int64_t{3}, std::int64_t{4}, kMost})
     refused({2, 5, 5}, conv(w, 4, groups, 8));
   refused({4, 5, 5}, conv(w, 6, 4, 6));
-  for (const std::int64_t out : {std::int64_t{0}, std::int64_t{-4}, kMost, kLeast}) refused({2, 5, 5}, conv(w, out, 1, 8));
+  for (const std::int64_t out : {std::int64_t{0}, std::int64_t{-4}, kMost, kLeast})
+    refused({2, 5, 5}, conv(w, out, 1, 8));
 }
 
 TEST(InferShapes, NamesTheWindowThatDoesNotFit) {
@@ -62,7 +64,8 @@ TEST(InferShapes, NamesThePoolWhosePaddingHidesTheImage) {
 }
 
 TEST(InferShapes, NamesTheNodeThatReadsAhead) {
-  for (const int input : {-1, 2, 3, std::numeric_limits<int>::max(), std::numeric_limits<int>::min()}) refused({1, 5, 5}, Relu{}, {input});
+  for (const int input : {-1, 2, 3, std::numeric_limits<int>::max(), std::numeric_limits<int>::min()})
+    refused({1, 5, 5}, Relu{}, {input});
   refused({1, 5, 5}, Add{}, {0, 2});
 }
 
@@ -76,7 +79,8 @@ TEST(InferShapes, NamesTheNodeOfWrongArity) {
 TEST(InferShapes, NamesTheLayerThatDoesNotFit) {
   refused({10}, Dense{3, Numbers(29), {}});
   refused({10}, Dense{3, Numbers(30), Numbers(2)});
-  for (const std::int64_t out : {std::int64_t{0}, std::int64_t{-3}, kMost, kLeast}) refused({10}, Dense{out, Numbers(30), {}});
+  for (const std::int64_t out : {std::int64_t{0}, std::int64_t{-3}, kMost, kLeast})
+    refused({10}, Dense{out, Numbers(30), {}});
   refused({10, 1, 1}, Dense{3, Numbers(30), {}});
   refused({3, 2, 2}, BatchNorm{Numbers(3), Numbers(3), Numbers(3), Numbers(2), 0});
 }
@@ -87,8 +91,16 @@ TEST(InferShapes, NamesTheNodeThatGrowsTooLarge) {
 }
 
 TEST(InferShapes, RefusesInputsThatCannotBe) {
-  for (const Dims& input : std::vector<Dims>{{}, {0}, {-1}, {3, 0, 3}, {kMost}, {kMost, kMost, kMost}, {1 << 16, 1 << 16},
-                                             {(std::int64_t{1} << 31) + 1}, {1, 1, 1, 1, 1, 1, 1, 1, 1}, {-2, -2}})
+  for (const Dims& input : std::vector<Dims>{{},
+                                             {0},
+                                             {-1},
+                                             {3, 0, 3},
+                                             {kMost},
+                                             {kMost, kMost, kMost},
+                                             {1 << 16, 1 << 16},
+                                             {(std::int64_t{1} << 31) + 1},
+                                             {1, 1, 1, 1, 1, 1, 1, 1, 1},
+                                             {-2, -2}})
     EXPECT_FALSE(infer_shapes({"net", input, {{"a", Flatten{}, {0}}}})) << to_string(input);
 }
 

@@ -67,7 +67,8 @@ struct Model {
     tensor.add_dims(static_cast<std::int64_t>(values.size()));
     for (const auto value : values) tensor.add_int64_data(value);
   }
-  onnx::NodeProto& node(const std::string& type, const std::vector<std::string>& inputs, const std::string& output = "y") {
+  onnx::NodeProto& node(const std::string& type, const std::vector<std::string>& inputs,
+                        const std::string& output = "y") {
     auto& made = *graph.add_node();
     made.set_op_type(type);
     made.set_name("the_" + output);
@@ -80,7 +81,9 @@ struct Model {
     made.set_name(name);
     return made;
   }
-  static void integer(onnx::NodeProto& node, const std::string& name, std::int64_t value) { attribute(node, name).set_i(value); }
+  static void integer(onnx::NodeProto& node, const std::string& name, std::int64_t value) {
+    attribute(node, name).set_i(value);
+  }
   static void integers(onnx::NodeProto& node, const std::string& name, const Dims& values) {
     auto& made = attribute(node, name);
     for (const auto value : values) made.add_ints(value);
@@ -344,7 +347,8 @@ TEST(Onnx, ReadsOpsets9To18Only) {
     m.node("Relu", {"x"});
     EXPECT_TRUE(m.parse());
   }
-  for (const std::int64_t opset : {std::int64_t{-1}, std::int64_t{0}, std::int64_t{8}, std::int64_t{19}, std::int64_t{1} << 40}) {
+  for (const std::int64_t opset :
+       {std::int64_t{-1}, std::int64_t{0}, std::int64_t{8}, std::int64_t{19}, std::int64_t{1} << 40}) {
     Model m({4}, opset);
     m.node("Relu", {"x"});
     m.refused(ErrorCode::unsupported_operator, "opset " + std::to_string(opset));
@@ -368,7 +372,11 @@ TEST(Onnx, RefusesWindowsItCannotRun) {
   pool([](NodeProto& n) { Model::integers(n, "pads", {0, 0}); }, kUnsupported);
   pool([](NodeProto& n) { Model::integers(n, "strides", {0, 1}); }, ErrorCode::shape_mismatch);
   pool([](NodeProto& n) { Model::integers(n, "pads", {-1, 0, 0, 0}); }, ErrorCode::shape_mismatch);
-  pool([](NodeProto& n) { Model::integers(n, "strides", {1, std::numeric_limits<std::int64_t>::max()}); }, ErrorCode::shape_mismatch);
+  pool(
+      [](NodeProto& n) {
+        Model::integers(n, "strides", {1, std::numeric_limits<std::int64_t>::max()});
+      },
+      ErrorCode::shape_mismatch);
 }
 
 TEST(Onnx, RefusesDataInAnotherFile) {
@@ -395,8 +403,15 @@ TEST(Onnx, RefusesTensorsWithoutTheirBytes) {
 
 TEST(Onnx, RefusesTensorsOfImpossibleSizes) {
   constexpr auto kMost = std::numeric_limits<std::int64_t>::max(), kLeast = std::numeric_limits<std::int64_t>::min();
-  for (const Dims& dims : std::vector<Dims>{{-2, -1, 3, 3}, {-18}, {kMost}, {kMost, kMost, kMost, kMost}, {kLeast, 2}, {1 << 16, 1 << 16},
-                                            {std::int64_t{1} << 62, 4, 1, 1}, {2, 1, 3, 3, 1, 1, 1, 1, 1}, {0, kMost}}) {
+  for (const Dims& dims : std::vector<Dims>{{-2, -1, 3, 3},
+                                            {-18},
+                                            {kMost},
+                                            {kMost, kMost, kMost, kMost},
+                                            {kLeast, 2},
+                                            {1 << 16, 1 << 16},
+                                            {std::int64_t{1} << 62, 4, 1, 1},
+                                            {2, 1, 3, 3, 1, 1, 1, 1, 1},
+                                            {0, kMost}}) {
     Model m = small();
     m.graph.mutable_initializer(0)->clear_dims();
     for (const auto dim : dims) m.graph.mutable_initializer(0)->add_dims(dim);
@@ -413,7 +428,12 @@ TEST(Onnx, RefusesTensorsOfOtherTypes) {
 TEST(Onnx, RefusesInputsItCannotFeed) {
   constexpr auto kMost = std::numeric_limits<std::int64_t>::max();
   for (const char* type : {"Relu", "Flatten", "GlobalAveragePool", "Reshape"}) {
-    for (const Dims& dims : std::vector<Dims>{{}, {0}, {-1, 4, 4}, {kMost, kMost}, {kMost, kMost, kMost}, {1, 1 << 20, 1 << 20},
+    for (const Dims& dims : std::vector<Dims>{{},
+                                              {0},
+                                              {-1, 4, 4},
+                                              {kMost, kMost},
+                                              {kMost, kMost, kMost},
+                                              {1, 1 << 20, 1 << 20},
                                               {1, 1, 1, 1, 1, 1, 1, 1}}) {
       Model m(dims);
       m.target("t", {0, -1});
@@ -422,11 +442,13 @@ TEST(Onnx, RefusesInputsItCannotFeed) {
     }
   }
   Model batch({4});
-  batch.graph.mutable_input(0)->mutable_type()->mutable_tensor_type()->mutable_shape()->mutable_dim(0)->set_dim_value(2);
+  batch.graph.mutable_input(0)->mutable_type()->mutable_tensor_type()->mutable_shape()->mutable_dim(0)->set_dim_value(
+      2);
   batch.node("Relu", {"x"});
   batch.refused(ErrorCode::shape_mismatch, "batch");
   Model open({4});
-  open.graph.mutable_input(0)->mutable_type()->mutable_tensor_type()->mutable_shape()->mutable_dim(1)->set_dim_param("width");
+  open.graph.mutable_input(0)->mutable_type()->mutable_tensor_type()->mutable_shape()->mutable_dim(1)->set_dim_param(
+      "width");
   open.node("Relu", {"x"});
   open.refused(ErrorCode::shape_mismatch, "dimension 1");
   Model shapeless({4});
@@ -519,7 +541,8 @@ TEST(Onnx, RefusesModelsCutShort) {
 }
 
 TEST(Onnx, RefusesWhatIsNoModel) {
-  for (const std::string& text : {std::string("hello"), std::string(1'000, '\0'), std::string(1'000, '\xFF'), std::string(100'000, '\x3A')}) {
+  for (const std::string& text :
+       {std::string("hello"), std::string(1'000, '\0'), std::string(1'000, '\xFF'), std::string(100'000, '\x3A')}) {
     const auto net = parse_onnx(std::as_bytes(std::span(text)), "text");
     ASSERT_FALSE(net);
     EXPECT_EQ(net.error().code, ErrorCode::malformed);
@@ -532,7 +555,8 @@ TEST(Onnx, NeverCrashesOnMutatedModels) {
   int parsed = 0;
   for (int i = 0; i < 2'000; ++i) {
     auto bytes = i % 2 == 0 ? bytes_of(small().proto) : to_onnx(random_net(static_cast<std::uint64_t>(i), 3)).value();
-    for (auto changes = random() % 4 + 1; changes > 0; --changes) bytes[random() % bytes.size()] = static_cast<std::byte>(random());
+    for (auto changes = random() % 4 + 1; changes > 0; --changes)
+      bytes[random() % bytes.size()] = static_cast<std::byte>(random());
     const auto net = parse_onnx(bytes, "mutated");
     if (!net) {
       EXPECT_TRUE(mentions(net.error(), "mutated"));
