@@ -13,7 +13,8 @@ std::size_t aligned(std::size_t bytes) { return (bytes + kArenaAlignment - 1) / 
 ArenaPlan plan_arena(const std::vector<Lifetime>& buffers) {
   std::vector<std::size_t> order(buffers.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return buffers[a].bytes > buffers[b].bytes; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return buffers[a].bytes > buffers[b].bytes; });
 
   ArenaPlan plan{std::vector<std::size_t>(buffers.size(), 0), 0};
   std::vector<std::size_t> placed;  // by rising offset

@@ -68,7 +68,8 @@ class CpuNet final : public CompiledNet {
       const auto status = dnnl_primitive_execute(step.primitive.get(), stream_.get(),
                                                  static_cast<int>(step.arguments.size()), step.arguments.data());
       if (status != dnnl_success)
-        return unexpected(Error{ErrorCode::device_failed, "oneDNN: a primitive failed, status " + std::to_string(status)});
+        return unexpected(
+            Error{ErrorCode::device_failed, "oneDNN: a primitive failed, status " + std::to_string(status)});
     }
     return {};
   }
@@ -154,7 +155,8 @@ class Compiler {
   Value operator()(const Add&) {
     const Value second = in_layout(*other_, in_->data.get_desc());
     const auto desc = in_->data.get_desc();
-    const dnnl::binary::primitive_desc chosen({dnnl::algorithm::binary_add, desc, desc, desc}, attributes(relu_), net_.engine_);
+    const dnnl::binary::primitive_desc chosen({dnnl::algorithm::binary_add, desc, desc, desc}, attributes(relu_),
+                                              net_.engine_);
     Value to = make(chosen.dst_desc(), out_);
     step(dnnl::binary(chosen), {{DNNL_ARG_SRC_0, use(*in_)}, {DNNL_ARG_SRC_1, use(second)}, {DNNL_ARG_DST, use(to)}},
          chosen.scratchpad_desc());
@@ -188,7 +190,8 @@ class Compiler {
     Arguments arguments{{DNNL_ARG_SRC, use(from)},
                         {DNNL_ARG_WEIGHTS, constant(d.weight, weight_dims, Tag::oi, chosen.weights_desc())},
                         {DNNL_ARG_DST, use(to)}};
-    if (!d.bias.empty()) arguments.emplace_back(DNNL_ARG_BIAS, constant(d.bias, {d.out_features}, Tag::x, chosen.bias_desc()));
+    if (!d.bias.empty())
+      arguments.emplace_back(DNNL_ARG_BIAS, constant(d.bias, {d.out_features}, Tag::x, chosen.bias_desc()));
     step(dnnl::inner_product_forward(chosen), std::move(arguments), chosen.scratchpad_desc());
     return to;
   }
@@ -256,7 +259,8 @@ class Compiler {
   Value convolution(const Convolution& c, const Value& in) {
     const auto& w = c.window;
     memory::dims weight_dims{c.out_channels, in.dims[0], w.kernel_h, w.kernel_w};
-    if (c.groups > 1) weight_dims = {c.groups, c.out_channels / c.groups, in.dims[0] / c.groups, w.kernel_h, w.kernel_w};
+    if (c.groups > 1)
+      weight_dims = {c.groups, c.out_channels / c.groups, in.dims[0] / c.groups, w.kernel_h, w.kernel_w};
     const memory::desc weights(weight_dims, Type::f32, Tag::any), bias({c.out_channels}, Type::f32, Tag::x);
     const memory::dims strides{w.stride_h, w.stride_w}, before{w.pad_top, w.pad_left}, after{w.pad_bottom, w.pad_right};
     const auto algorithm = dnnl::algorithm::convolution_direct;
@@ -272,7 +276,8 @@ class Compiler {
     Arguments arguments{{DNNL_ARG_SRC, use(from)},
                         {DNNL_ARG_WEIGHTS, constant(c.weight, weight_dims, weight_tag, chosen.weights_desc())},
                         {DNNL_ARG_DST, use(to)}};
-    if (!c.bias.empty()) arguments.emplace_back(DNNL_ARG_BIAS, constant(c.bias, {c.out_channels}, Tag::x, chosen.bias_desc()));
+    if (!c.bias.empty())
+      arguments.emplace_back(DNNL_ARG_BIAS, constant(c.bias, {c.out_channels}, Tag::x, chosen.bias_desc()));
     step(dnnl::convolution_forward(chosen), std::move(arguments), chosen.scratchpad_desc());
     return to;
   }
@@ -284,7 +289,8 @@ class Compiler {
                                               {w.pad_top, w.pad_left}, {w.pad_bottom, w.pad_right});
     const dnnl::pooling_v2_forward::primitive_desc chosen(desc, attributes(false), net_.engine_);
     Value to = make(chosen.dst_desc(), out_);
-    step(dnnl::pooling_v2_forward(chosen), {{DNNL_ARG_SRC, use(*in_)}, {DNNL_ARG_DST, use(to)}}, chosen.scratchpad_desc());
+    step(dnnl::pooling_v2_forward(chosen), {{DNNL_ARG_SRC, use(*in_)}, {DNNL_ARG_DST, use(to)}},
+         chosen.scratchpad_desc());
     return to;
   }
 
@@ -293,7 +299,8 @@ class Compiler {
     Value output = in_layout(last, plain(last.dims));
     if (output.buffer == 0) {  // the net only passes its input on: an identity or a flatten
       Value copy = make(plain(last.dims), last.dims);
-      step(dnnl::reorder(output.data, copy.data), {{DNNL_ARG_FROM, use(output)}, {DNNL_ARG_TO, use(copy)}}, memory::desc());
+      step(dnnl::reorder(output.data, copy.data), {{DNNL_ARG_FROM, use(output)}, {DNNL_ARG_TO, use(copy)}},
+           memory::desc());
       output = copy;
     }
     net_.input_views_ = std::move(buffers_[0].views);

@@ -157,9 +157,12 @@ class CudaNet final : public CompiledNet {
     return static_cast<float*>(kept_.back().get());
   }
   float* constant(const std::vector<float>& values) {
-    kept_.push_back(device_memory(values.size() * sizeof(float)));
-    check(cudaMemcpy(kept_.back().get(), values.data(), values.size() * sizeof(float), cudaMemcpyHostToDevice),
-          "cudaMemcpy");
+    const auto bytes = values.size() * sizeof(float);
+    kept_.push_back(device_memory(bytes));
+    // On the stream that reads it: a plain cudaMemcpy may return while a small copy is still on its way.
+    check(cudaMemcpyAsync(kept_.back().get(), values.data(), bytes, cudaMemcpyHostToDevice, stream_.get()),
+          "cudaMemcpyAsync");
+    check(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize");
     return static_cast<float*>(kept_.back().get());
   }
   void reserve_workspace(std::size_t bytes) {
@@ -249,6 +252,7 @@ void CudaNet::choose_algorithm(Convolver& c) {
       last = start(c);
       check(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize after a convolution");
       if (last == CUDNN_STATUS_SUCCESS) return;
+      static_cast<void>(cudaGetLastError());  // a refusal is not the next launch's error
     }
   }
   check(last, "cudnnConvolutionForward");

@@ -21,8 +21,9 @@ Expected<std::filesystem::path> find(const std::filesystem::path& directory, con
   for (const auto& candidate : {directory / name, directory / (name + ".gz")})
     if (std::error_code ignored; std::filesystem::is_regular_file(candidate, ignored)) return candidate;
   return fault(ErrorCode::unreadable, directory / (name + ".gz"),
-               directory == fashion_mnist_directory() ? "not there: install Debian's package dataset-fashion-mnist (bash apps/deps)"
-                                                      : "not there: the directory must hold the four IDX files of MNIST's format");
+               directory == fashion_mnist_directory()
+                   ? "not there: install Debian's package dataset-fashion-mnist (bash apps/deps)"
+                   : "not there: the directory must hold the four IDX files of MNIST's format");
 }
 
 // gzread reads plain files as they are.
@@ -72,14 +73,17 @@ Expected<std::vector<std::int64_t>> header(Stream& stream, const std::filesystem
   const auto magic = stream.word("magic");
   if (!magic) return unexpected(magic.error());
   if (*magic != (0x800U | axes))
-    return fault(ErrorCode::malformed, file, "its field \"magic\" is " + std::to_string(*magic) + ", not " + std::to_string(0x800U | axes) + " (IDX of bytes)");
+    return fault(ErrorCode::malformed, file,
+                 "its field \"magic\" is " + std::to_string(*magic) + ", not " + std::to_string(0x800U | axes) +
+                     " (IDX of bytes)");
   std::vector<std::int64_t> sizes;
   const std::array<const char*, 3> names{"count", "rows", "columns"};
   for (unsigned i = 0; i < axes; ++i) {
     const auto size = stream.word(names[i]);
     if (!size) return unexpected(size.error());
     if (*size < 1 || *size > static_cast<std::uint32_t>(i == 0 ? kItemsMax : kSideMax))
-      return fault(ErrorCode::malformed, file, std::string("its field \"") + names[i] + "\" is " + std::to_string(*size));
+      return fault(ErrorCode::malformed, file,
+                   std::string("its field \"") + names[i] + "\" is " + std::to_string(*size));
     sizes.push_back(*size);
   }
   return sizes;
@@ -109,7 +113,9 @@ Expected<Dataset> load_idx(const std::filesystem::path& directory, Split split) 
   const auto count = header(labels, *labels_file, 1);
   if (!count) return unexpected(count.error());
   if ((*count)[0] != (*sizes)[0])
-    return fault(ErrorCode::malformed, *labels_file, "its field \"count\" is " + std::to_string((*count)[0]) + ", but there are " + std::to_string((*sizes)[0]) + " images");
+    return fault(ErrorCode::malformed, *labels_file,
+                 "its field \"count\" is " + std::to_string((*count)[0]) + ", but there are " +
+                     std::to_string((*sizes)[0]) + " images");
   auto values = labels.bytes((*count)[0], "labels");
   if (!values) return unexpected(values.error());
   data.labels = std::move(*values);

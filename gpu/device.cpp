@@ -19,14 +19,16 @@ Expected<std::unique_ptr<Device>> make_cuda_device(int ordinal) {
   const auto here = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path();
   void* plugin = nullptr;
   std::string why;
-  for (const auto& place : {(here / kCudaPluginFile).string(), (here / "../lib/coppice" / kCudaPluginFile).string(), std::string(kCudaPluginFile)}) {
+  for (const auto& place : {(here / kCudaPluginFile).string(), (here / "../lib/coppice" / kCudaPluginFile).string(),
+                            std::string(kCudaPluginFile)}) {
     // Never unloaded: the driver keeps threads of its own.
     plugin = ::dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (plugin) break;
     if (const char* text = ::dlerror(); text && std::filesystem::exists(place)) why = text;
   }
   if (!plugin)
-    return unavailable(why.empty() ? std::string("device cuda: ") + kCudaPluginFile + " is not beside the program: build where nvcc is, or use device cpu"
+    return unavailable(why.empty() ? std::string("device cuda: ") + kCudaPluginFile +
+                                         " is not beside the program: build where nvcc is, or use device cpu"
                                    : "device cuda: " + why);
   const auto make = reinterpret_cast<CudaDeviceEntry>(::dlsym(plugin, kCudaPluginEntry));
   if (!make) return unavailable(std::string("device cuda: ") + kCudaPluginFile + " is of another version");

@@ -13,7 +13,9 @@ Expected<std::vector<std::byte>> read_file(const std::filesystem::path& file, st
   std::error_code fault;
   const auto size = std::filesystem::file_size(file, fault);
   if (fault) return unreadable(fault.message());
-  if (static_cast<std::int64_t>(size) > bytes_max) return unreadable(std::to_string(size) + " bytes are more than the " + std::to_string(bytes_max) + " that are read");
+  if (static_cast<std::int64_t>(size) > bytes_max)
+    return unreadable(std::to_string(size) + " bytes are more than the " + std::to_string(bytes_max) +
+                      " that are read");
   std::ifstream in(file, std::ios::binary);
   if (!in) return unreadable(std::strerror(errno));
   std::vector<std::byte> bytes(size);

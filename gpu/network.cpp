@@ -189,7 +189,8 @@ Network vgg(Dims input, const std::vector<int>& widths, int classes, std::uint64
   }
   push("flatten", Flatten{});
   const auto features = channels * height * width;
-  push("scores", Dense{classes, normal(classes * features, features), std::vector<float>(static_cast<std::size_t>(classes), 0.0F)});
+  push("scores", Dense{classes, normal(classes * features, features),
+                       std::vector<float>(static_cast<std::size_t>(classes), 0.0F)});
   return net;
 }
 

@@ -51,8 +51,8 @@ struct Flatten {};  // to {features}
 struct Add {};      // two inputs of one shape
 struct Identity {};
 
-using Operator = std::variant<Convolution, BatchNorm, Relu, MaxPool, AveragePool, GlobalAveragePool, Dense, Flatten,
-                              Add, Identity>;
+using Operator =
+    std::variant<Convolution, BatchNorm, Relu, MaxPool, AveragePool, GlobalAveragePool, Dense, Flatten, Add, Identity>;
 
 struct Node {
   std::string name;

@@ -78,15 +78,23 @@ Expected<Array> load_npy(const std::filesystem::path& file) {
 
 Expected<void> save_npy(const std::filesystem::path& file, const Dims& dims, std::span<const float> values) {
   if (elements(dims) != static_cast<std::int64_t>(values.size()))
-    return unexpected(Error{ErrorCode::shape_mismatch,
-                            file.string() + ": " + std::to_string(values.size()) + " numbers are not " + to_string(dims)});
+    return unexpected(Error{ErrorCode::shape_mismatch, file.string() + ": " + std::to_string(values.size()) +
+                                                           " numbers are not " + to_string(dims)});
   std::string shape;
   for (const auto dim : dims) shape += std::to_string(dim) + ",";
   std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + shape + "), }";
   while ((10 + header.size() + 1) % 64 != 0) header += ' ';  // as NumPy aligns it
   header += '\n';
   std::ofstream out(file, std::ios::binary | std::ios::trunc);
-  const std::array<char, 10> magic{'\x93', 'N', 'U', 'M', 'P', 'Y', 1, 0, static_cast<char>(header.size() & 0xFF),
+  const std::array<char, 10> magic{'\x93',
+                                   'N',
+                                   'U',
+                                   'M',
+                                   'P',
+                                   'Y',
+                                   1,
+                                   0,
+                                   static_cast<char>(header.size() & 0xFF),
                                    static_cast<char>(header.size() >> 8)};
   out.write(magic.data(), magic.size());
   out.write(header.data(), static_cast<std::streamsize>(header.size()));

@@ -50,8 +50,8 @@ Expected<Window> window(const onnx::NodeProto& node, const std::string& at, cons
     if (automatic->s() != "VALID") return unsupported(at + ": auto_pad " + automatic->s() + "; export explicit pads");
     pads = {0, 0, 0, 0};
   }
-  if (kernel.size() != 2 || strides.size() != 2 || pads.size() != 4 || integers(node, "dilations", {1, 1}) != Dims{1, 1} ||
-      integer(node, "ceil_mode", 0) != 0)
+  if (kernel.size() != 2 || strides.size() != 2 || pads.size() != 4 ||
+      integers(node, "dilations", {1, 1}) != Dims{1, 1} || integer(node, "ceil_mode", 0) != 0)
     return unsupported(at + ": only two-dimensional windows without dilation and ceil_mode");
   return Window{kernel[0], kernel[1], strides[0], strides[1], pads[0], pads[1], pads[2], pads[3]};
 }
@@ -116,11 +116,13 @@ class Reader {
     if (type.elem_type() != onnx::TensorProto::FLOAT) return unsupported(file_ + ": the input is not float32");
     const int axes = type.shape().dim_size();
     if (axes < 2 || axes > 8 || (type.shape().dim(0).has_dim_value() && type.shape().dim(0).dim_value() > 1))
-      return fault(ErrorCode::shape_mismatch, file_ + ": the input needs a batch axis that is open or 1, and 1 to 7 more");
+      return fault(ErrorCode::shape_mismatch,
+                   file_ + ": the input needs a batch axis that is open or 1, and 1 to 7 more");
     for (int i = 1; i < axes; ++i) {
       const auto& dim = type.shape().dim(i);
       if (!dim.has_dim_value() || dim.dim_value() < 1)
-        return fault(ErrorCode::shape_mismatch, file_ + ": dimension " + std::to_string(i) + " of the input is not fixed");
+        return fault(ErrorCode::shape_mismatch,
+                     file_ + ": dimension " + std::to_string(i) + " of the input is not fixed");
       net_.input.push_back(dim.dim_value());
     }
     // Its size is bounded here: what follows multiplies it out.
@@ -138,7 +140,8 @@ class Reader {
     // The last node is the output: nodes after it feed nothing that is asked for.
     net_.nodes.resize(static_cast<std::size_t>(out->second));
     if (net_.nodes.empty()) return malformed(file_ + ": the graph computes nothing");
-    if (auto shapes = infer_shapes(net_); !shapes) return fault(shapes.error().code, file_ + ": " + shapes.error().what);
+    if (auto shapes = infer_shapes(net_); !shapes)
+      return fault(shapes.error().code, file_ + ": " + shapes.error().what);
     return std::move(net_);
   }
 
@@ -307,7 +310,8 @@ class Reader {
     const auto a = value(n, 0), b = value(n, 1);
     if (a && b) return push(n, Add{}, {*a, *b});
     for (int i : {0, 1})
-      if (!value(n, i) && !weight(n, i)) return malformed(at_ + ": its input " + n.input(i) + " is made by no earlier node");
+      if (!value(n, i) && !weight(n, i))
+        return malformed(at_ + ": its input " + n.input(i) + " is made by no earlier node");
     // A constant: the bias after a MatMul, in either order.
     const int of_value = a ? 0 : 1;
     const int source = a.value_or(b.value_or(0));

@@ -53,8 +53,10 @@ class Writer {
   }
 
   void operator()(const Convolution& c) {
-    const auto in = static_cast<std::int64_t>(c.weight.size()) / (c.out_channels * c.window.kernel_h * c.window.kernel_w);
-    std::vector<std::string> weights{tensor(name_ + ".weight", {c.out_channels, in, c.window.kernel_h, c.window.kernel_w}, c.weight)};
+    const auto in =
+        static_cast<std::int64_t>(c.weight.size()) / (c.out_channels * c.window.kernel_h * c.window.kernel_w);
+    std::vector<std::string> weights{
+        tensor(name_ + ".weight", {c.out_channels, in, c.window.kernel_h, c.window.kernel_w}, c.weight)};
     if (!c.bias.empty()) weights.push_back(tensor(name_ + ".bias", {c.out_channels}, c.bias));
     auto& made = node("Conv", weights);
     window(made, c.window);

@@ -72,7 +72,8 @@ Network simplified(Network given) {
     for (int& input : node.inputs) input = renamed[static_cast<std::size_t>(input)];
     const int source = node.inputs.front();
     const auto* norm = std::get_if<BatchNorm>(&node.op);
-    if (norm && source > 0 && readers[old_source] == 1 && folded(out.nodes[static_cast<std::size_t>(source) - 1].op, *norm)) {
+    if (norm && source > 0 && readers[old_source] == 1 &&
+        folded(out.nodes[static_cast<std::size_t>(source) - 1].op, *norm)) {
       renamed.push_back(source);
       continue;
     }

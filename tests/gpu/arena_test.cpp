@@ -12,7 +12,8 @@ namespace {
 TEST(Arena, NeverOverlapsBuffersThatAreNeededTogether) {
   EXPECT_TRUE(rc::check([](const std::vector<std::array<std::uint16_t, 3>>& drawn) {
     std::vector<Lifetime> buffers;
-    for (const auto& [bytes, a, b] : drawn) buffers.push_back({bytes, std::min(a % 20, b % 20), std::max(a % 20, b % 20)});
+    for (const auto& [bytes, a, b] : drawn)
+      buffers.push_back({bytes, std::min(a % 20, b % 20), std::max(a % 20, b % 20)});
     const auto plan = plan_arena(buffers);
     std::size_t sum = 0;
     for (std::size_t i = 0; i < buffers.size(); ++i) {

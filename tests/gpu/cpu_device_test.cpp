@@ -39,7 +39,8 @@ TEST(CpuDevice, AgreesWithTheDefinitionOnEveryKindOfNet) {
 }
 
 TEST(CpuDevice, AgreesOnTheNetsThatAreServed) {
-  for (const auto& widths : std::vector<std::vector<int>>{{16, 16, 32, 32, 64, 64}, {8, 8, 16, 16, 32, 32}, {9, 9, 19, 19, 38, 38}})
+  for (const auto& widths :
+       std::vector<std::vector<int>>{{16, 16, 32, 32, 64, 64}, {8, 8, 16, 16, 32, 32}, {9, 9, 19, 19, 38, 38}})
     for (const int threads : {1, 2}) EXPECT_LT(error(vgg({1, 28, 28}, widths, 10, 5), 5, 1, threads), 1e-4);
 }
 
@@ -65,8 +66,11 @@ TEST(CpuDevice, PassesAnInputOn) {
 
 TEST(CpuDevice, NormalisesVectors) {
   NetSampler sample(4);
-  const Network net{"norm", {5}, {{"norm", BatchNorm{sample.floats(5), sample.floats(5), sample.floats(5), sample.floats(5, 1, 2), 1e-5F}, {0}},
-                                  {"relu", Relu{}, {1}}}};
+  const Network net{
+      "norm",
+      {5},
+      {{"norm", BatchNorm{sample.floats(5), sample.floats(5), sample.floats(5), sample.floats(5, 1, 2), 1e-5F}, {0}},
+       {"relu", Relu{}, {1}}}};
   EXPECT_LT(error(net, 1, 3), 1e-5);
 }
 
@@ -102,7 +106,8 @@ TEST(CpuDevice, RefusesWrongSizes) {
   EXPECT_EQ((*compiled)->run(input, std::span(output).first(9)).error().code, ErrorCode::shape_mismatch);
   EXPECT_EQ((*device)->compile(net, {0}).error().code, ErrorCode::shape_mismatch);
   EXPECT_EQ((*device)->compile({"empty", {1, 2, 2}, {}}, {1}).error().code, ErrorCode::shape_mismatch);
-  EXPECT_EQ((*device)->compile({"lost", {1, 2, 2}, {{"relu", Relu{}, {}}}}, {1}).error().code, ErrorCode::shape_mismatch);
+  EXPECT_EQ((*device)->compile({"lost", {1, 2, 2}, {{"relu", Relu{}, {}}}}, {1}).error().code,
+            ErrorCode::shape_mismatch);
   EXPECT_EQ(make_cpu_device({0}).error().code, ErrorCode::device_unavailable);
 }
 

@@ -12,7 +12,8 @@ using namespace coppice::gpu;
 namespace {
 
 std::string word(std::uint32_t value) {
-  return {static_cast<char>(value >> 24), static_cast<char>(value >> 16), static_cast<char>(value >> 8), static_cast<char>(value)};
+  return {static_cast<char>(value >> 24), static_cast<char>(value >> 16), static_cast<char>(value >> 8),
+          static_cast<char>(value)};
 }
 std::string images(std::uint32_t count, std::uint32_t rows, std::uint32_t columns, std::size_t bytes) {
   std::string out = word(0x803) + word(count) + word(rows) + word(columns);
@@ -69,18 +70,18 @@ TEST(Dataset, NamesTheFieldThatIsWrong) {
     scratch.write(kImages, bytes);
     return refusal(scratch, ErrorCode::malformed);
   };
-  for (const auto& [bytes, field] : std::vector<std::pair<std::string, std::string>>{
-           {"", "\"magic\""},
-           {labels(2, 100), "\"magic\""},
-           {images(2, 3, 4, 24).substr(0, 9), "\"rows\""},
-           {images(0, 3, 4, 0), "\"count\""},
-           {images(70'000, 3, 4, 24), "\"count\""},
-           {images(0xFFFFFFFF, 3, 4, 24), "\"count\""},
-           {images(2, 65, 4, 24), "\"rows\""},
-           {images(2, 3, 0xFFFFFFFF, 24), "\"columns\""},
-           {images(2, 3, 4, 23), "\"pixels\""},
-           {images(65'536, 64, 64, 23), "\"pixels\""},
-           {images(2, 3, 4, 25), "\"pixels\""}}) {
+  for (const auto& [bytes, field] :
+       std::vector<std::pair<std::string, std::string>>{{"", "\"magic\""},
+                                                        {labels(2, 100), "\"magic\""},
+                                                        {images(2, 3, 4, 24).substr(0, 9), "\"rows\""},
+                                                        {images(0, 3, 4, 0), "\"count\""},
+                                                        {images(70'000, 3, 4, 24), "\"count\""},
+                                                        {images(0xFFFFFFFF, 3, 4, 24), "\"count\""},
+                                                        {images(2, 65, 4, 24), "\"rows\""},
+                                                        {images(2, 3, 0xFFFFFFFF, 24), "\"columns\""},
+                                                        {images(2, 3, 4, 23), "\"pixels\""},
+                                                        {images(65'536, 64, 64, 23), "\"pixels\""},
+                                                        {images(2, 3, 4, 25), "\"pixels\""}}) {
     const auto what = with(bytes);
     EXPECT_NE(what.find(kImages), std::string::npos) << what;
     EXPECT_NE(what.find(field), std::string::npos) << what;

@@ -24,8 +24,8 @@ std::string refusal(const Network& net) {
 
 TEST(Network, CountsTheMultiplyAddsOfTheHalfVgg) {
   const auto net = vgg({1, 28, 28}, kHalf, 10, 1);
-  const std::int64_t expected = 784 * 9 * (1 * 16 + 16 * 16) + 196 * 9 * (16 * 32 + 32 * 32) +
-                                49 * 9 * (32 * 64 + 64 * 64) + 10 * 64 * 9;
+  const std::int64_t expected =
+      784 * 9 * (1 * 16 + 16 * 16) + 196 * 9 * (16 * 32 + 32 * 32) + 49 * 9 * (32 * 64 + 64 * 64) + 10 * 64 * 9;
   EXPECT_EQ(multiply_adds(net), expected);
   EXPECT_NEAR(static_cast<double>(expected), 7.34e6, 1e4);
   EXPECT_EQ(multiply_adds(simplified(net)), expected);
@@ -76,7 +76,8 @@ TEST(Network, RefusesSizesThatOverflow) {
   refusal({"x", {1, 2, 2}, {{"conv", Convolution{{huge, huge, 1, 1, 0, 0, 0, 0}, huge, 1, {1}, {}}, {0}}}});
   refusal({"x", {1, 2, 2}, {{"conv", Convolution{{1, 1, 1, 1, huge, 1, huge, 1}, 1, 1, {1}, {}}, {0}}}});
   refusal({"x", {1, 2, 2}, {{"conv", Convolution{{1, 1, 0, 1, 0, 0, 0, 0}, 1, 1, {1}, {}}, {0}}}});
-  refusal({"x", {1, 60'000, 1}, {{"conv", Convolution{{1, 1, 1, 1, 60'000, 60'000, 60'000, 60'000}, 1, 1, {1}, {}}, {0}}}});
+  refusal(
+      {"x", {1, 60'000, 1}, {{"conv", Convolution{{1, 1, 1, 1, 60'000, 60'000, 60'000, 60'000}, 1, 1, {1}, {}}, {0}}}});
   refusal({"x", {2}, {{"dense", Dense{huge, {1}, {}}, {0}}}});
   refusal({"x", {1, 4, 4}, {{"pool", MaxPool{{2, 2, 2, 2, 2, 0, 0, 0}}, {0}}}});
 }
@@ -103,8 +104,8 @@ TEST(Simplified, KeepsANormWhoseConvolutionOthersReadThroughAnIdentity) {
   NetSampler sample(3);
   const Convolution conv{{1, 1, 1, 1, 0, 0, 0, 0}, 2, 1, sample.floats(2), {}};
   const BatchNorm norm{sample.floats(2), sample.floats(2), sample.floats(2), sample.floats(2, 0.5F, 2), 1e-5F};
-  const Network net{"x", {1, 3, 3},
-                    {{"conv", conv, {0}}, {"same", Identity{}, {1}}, {"norm", norm, {2}}, {"add", Add{}, {1, 3}}}};
+  const Network net{
+      "x", {1, 3, 3}, {{"conv", conv, {0}}, {"same", Identity{}, {1}}, {"norm", norm, {2}}, {"add", Add{}, {1, 3}}}};
   const auto input = sample.floats(9);
   EXPECT_LT(reference::error(reference::forward(simplified(net), input), reference::forward(net, input)), 1e-6);
 }

@@ -43,7 +43,8 @@ TEST(Npy, SavesScalars) {
 
 TEST(Npy, ReadsBytesAsFloatsAndTheSecondFormat) {
   const Scratch scratch;
-  scratch.write("u.npy", file_of(kOne, "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 1), }", std::string("\0\xFF", 2)));
+  scratch.write("u.npy",
+                file_of(kOne, "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 1), }", std::string("\0\xFF", 2)));
   const auto bytes = load_npy(scratch / "u.npy");
   ASSERT_TRUE(bytes) << bytes.error().what;
   EXPECT_EQ(bytes->values, (std::vector<float>{0, 255}));
@@ -54,14 +55,18 @@ TEST(Npy, ReadsBytesAsFloatsAndTheSecondFormat) {
 TEST(Npy, NamesTheFileThatIsWrong) {
   const Scratch scratch;
   const std::string four(4, '\0');
-  const auto shape = [](const std::string& text) { return "{'descr': '<f4', 'fortran_order': False, 'shape': (" + text + "), }"; };
+  const auto shape = [](const std::string& text) {
+    return "{'descr': '<f4', 'fortran_order': False, 'shape': (" + text + "), }";
+  };
   for (const auto& bytes :
-       {std::string(), std::string("\x93NUMPY"), std::string(40, 'x'), file_of(kOne, kHeader, "abc"), file_of(kOne, kHeader, four + "x"),
-        file_of(std::string("\3\0", 2), kHeader, four), file_of(kOne, shape("99999999999, 99999999999"), four),
-        file_of(kOne, shape("1, 1, 1, 1, 1, 1, 1, 1, 1"), four), file_of(kOne, shape("-1"), four), file_of(kOne, shape("123456789012345"), four),
+       {std::string(), std::string("\x93NUMPY"), std::string(40, 'x'), file_of(kOne, kHeader, "abc"),
+        file_of(kOne, kHeader, four + "x"), file_of(std::string("\3\0", 2), kHeader, four),
+        file_of(kOne, shape("99999999999, 99999999999"), four), file_of(kOne, shape("1, 1, 1, 1, 1, 1, 1, 1, 1"), four),
+        file_of(kOne, shape("-1"), four), file_of(kOne, shape("123456789012345"), four),
         file_of(kOne, "{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }", four + four),
         file_of(kOne, "{'descr': '<f4', 'fortran_order': True, 'shape': (1,), }", four),
-        file_of(kOne, "{'descr': '<f4', 'fortran_order': False, 'shape': (1", four), file_of(kOne, kHeader, four).substr(0, 30)}) {
+        file_of(kOne, "{'descr': '<f4', 'fortran_order': False, 'shape': (1", four),
+        file_of(kOne, kHeader, four).substr(0, 30)}) {
     scratch.write("bad.npy", bytes);
     const auto array = load_npy(scratch / "bad.npy");
     ASSERT_FALSE(array) << bytes;

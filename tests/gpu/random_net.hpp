@@ -20,7 +20,8 @@ class NetSampler {
   }
   std::vector<float> floats(std::int64_t count, float low = -1, float high = 1) {
     std::vector<float> out(static_cast<std::size_t>(count));
-    for (float& value : out) value = low + (high - low) * static_cast<float>(random_() >> 40) / static_cast<float>(1 << 24);
+    for (float& value : out)
+      value = low + (high - low) * static_cast<float>(random_() >> 40) / static_cast<float>(1 << 24);
     return out;
   }
 
@@ -79,19 +80,27 @@ class NetSampler {
     switch (number(0, 9)) {
       case 0:
       case 1:
-      case 2: return convolution(in);
-      case 3: return push(norm(shape(in)[0]), {in});
-      case 4: return push(Relu{}, {in});
-      case 5: return push(MaxPool{window(3)}, {in});
-      case 6: return push(AveragePool{window(3), number(0, 1) == 0}, {in});
-      case 7: return push(Identity{}, {in});
+      case 2:
+        return convolution(in);
+      case 3:
+        return push(norm(shape(in)[0]), {in});
+      case 4:
+        return push(Relu{}, {in});
+      case 5:
+        return push(MaxPool{window(3)}, {in});
+      case 6:
+        return push(AveragePool{window(3), number(0, 1) == 0}, {in});
+      case 7:
+        return push(Identity{}, {in});
       case 8: {  // a residual: around a convolution that keeps the shape, or of any two that are alike
         const auto channels = shape(in)[0];
-        push(Convolution{{3, 3, 1, 1, 1, 1, 1, 1}, channels, 1, floats(channels * channels * 9, -0.2F, 0.2F), {}}, {in});
+        push(Convolution{{3, 3, 1, 1, 1, 1, 1, 1}, channels, 1, floats(channels * channels * 9, -0.2F, 0.2F), {}},
+             {in});
         const int out = static_cast<int>(shapes_.size()) - 1;
         return number(0, 1) == 0 ? push(Add{}, {out, in}) : push(Add{}, {in, out});
       }
-      default: return push(number(0, 3) == 0 ? Operator(GlobalAveragePool{}) : Operator(Relu{}), {in});
+      default:
+        return push(number(0, 3) == 0 ? Operator(GlobalAveragePool{}) : Operator(Relu{}), {in});
     }
   }
   void head() {
@@ -100,7 +109,8 @@ class NetSampler {
       const int in = static_cast<int>(shapes_.size()) - 1;
       const auto features = shape(in)[0], out = number(1, 20);
       const float bound = 1.5F / std::sqrt(static_cast<float>(features));
-      push(Dense{out, floats(out * features, -bound, bound), number(0, 1) == 0 ? floats(out) : std::vector<float>{}}, {in});
+      push(Dense{out, floats(out * features, -bound, bound), number(0, 1) == 0 ? floats(out) : std::vector<float>{}},
+           {in});
       if (number(0, 2) == 0) push(norm(out), {in + 1});
       if (number(0, 1) == 0) push(Relu{}, {static_cast<int>(shapes_.size()) - 1});
     }

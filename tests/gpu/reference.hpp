@@ -80,8 +80,9 @@ struct Forward {  // of one item
     const auto per_channel = out.size() / norm.scale.size();
     for (std::size_t i = 0; i < out.size(); ++i) {
       const auto c = i / per_channel;
-      out[i] = (out[i] - norm.mean[c]) / std::sqrt(static_cast<double>(norm.variance[c]) + norm.epsilon) * norm.scale[c] +
-               norm.shift[c];
+      out[i] =
+          (out[i] - norm.mean[c]) / std::sqrt(static_cast<double>(norm.variance[c]) + norm.epsilon) * norm.scale[c] +
+          norm.shift[c];
     }
     return out;
   }
@@ -119,8 +120,8 @@ inline std::vector<float> forward(const Network& net, std::span<const float> inp
       const auto& node = net.nodes[i];
       std::vector<const Values*> in;
       for (const int index : node.inputs) in.push_back(&values[static_cast<std::size_t>(index)]);
-      values.push_back(std::visit(
-          Forward{in, shapes[static_cast<std::size_t>(node.inputs.front())], shapes[i + 1]}, node.op));
+      values.push_back(
+          std::visit(Forward{in, shapes[static_cast<std::size_t>(node.inputs.front())], shapes[i + 1]}, node.op));
     }
     for (const double value : values.back()) out.push_back(static_cast<float>(value));
   }
