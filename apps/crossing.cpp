@@ -1,6 +1,7 @@
 #include "apps/crossing.hpp"
 
 #include <algorithm>
+#include <functional>
 
 #include "apps/inference_bench.hpp"
 #include "apps/local_cluster.hpp"
@@ -15,24 +16,23 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-const gpu::Dims kInput{1, 28, 28};
 const std::vector<std::vector<int>> kGroups{{0, 6}, {1, 3}, {2, 4}, {5, 7}, {8, 9}};
 constexpr int kClasses = 10;
 
-std::vector<int> widths(int scale, int divide) {
-  std::vector<int> out;
-  for (const int width : {16, 16, 32, 32, 64, 64}) out.push_back(width * scale / divide);
-  return out;
+// The whole net (divide = 1), or one of the widths of a sub-net (divide = 2), as the trained ones are of the reference.
+gpu::Network net_of(const NetSize& size, int divide, int classes, std::uint64_t seed) {
+  std::vector<int> widths;
+  for (const int width : {16, 16, 32, 32, 64, 64}) widths.push_back(width * size.scale / divide);
+  return gpu::vgg({1, size.side, size.side}, widths, classes, seed);
 }
 
-// Sub-nets of half the widths, as the trained ones are of the reference net.
-runtime::Expected<runtime::Model> random_model(int scale, int companions) {
+runtime::Expected<runtime::Model> random_model(const NetSize& size, int companions) {
   runtime::Model model;
   auto& m = model.manifest;
   m.name = "random weights";
   m.scheme = companions ? coding::Scheme::parity : coding::Scheme::none;
   m.shape = {static_cast<int>(kGroups.size()) + companions, static_cast<int>(kGroups.size())};
-  m.input = kInput;
+  m.input = {1, size.side, size.side};
   m.normalisation = {0.5F, 0.5F};
   for (int c = 0; c < kClasses; ++c) m.class_names.push_back("class " + std::to_string(c));
   m.groups = kGroups;
@@ -48,7 +48,7 @@ runtime::Expected<runtime::Model> random_model(int scale, int companions) {
     } else {
       for (int c = 0; c < kClasses; ++c) worker.classes.push_back(c);
     }
-    const auto net = gpu::vgg(kInput, widths(scale, 2), static_cast<int>(worker.classes.size()), static_cast<std::uint64_t>(w) + 1);
+    const auto net = net_of(size, 2, static_cast<int>(worker.classes.size()), static_cast<std::uint64_t>(w) + 1);
     auto bytes = gpu::to_onnx(net);
     if (!bytes) return runtime::failed(bytes.error().what);
     worker.file = "random" + std::to_string(w) + ".onnx";
@@ -58,13 +58,14 @@ runtime::Expected<runtime::Model> random_model(int scale, int companions) {
     model.files[worker.file] = std::move(*bytes);
     m.workers.push_back(std::move(worker));
   }
-  m.source_multiply_adds = gpu::multiply_adds(gpu::vgg(kInput, widths(scale, 1), kClasses, 1));
+  m.source_multiply_adds = gpu::multiply_adds(net_of(size, 1, kClasses, 1));
   m.source_sha256 = std::string(64, '0');
   return model;
 }
 
-runtime::Expected<double> cluster_p50_ms(const std::filesystem::path& directory, int scale, int companions, int requests) {
-  const auto model = random_model(scale, companions);
+runtime::Expected<double> cluster_p50_ms(const std::filesystem::path& directory, const NetSize& size, int companions,
+                                         int requests) {
+  const auto model = random_model(size, companions);
   if (!model) return tl::unexpected(model.error());
   if (auto saved = runtime::save_model(*model, directory / "model"); !saved) return tl::unexpected(saved.error());
   auto made = make_local_cluster(directory / "cluster", directory / "model", model->manifest);
@@ -72,7 +73,7 @@ runtime::Expected<double> cluster_p50_ms(const std::filesystem::path& directory,
   auto session = Session::start(made->cluster, made->file, made->logs);
   if (!session) return tl::unexpected(session.error());
   if (auto ready = (*session)->wait_ready(std::chrono::seconds{30}); !ready) return tl::unexpected(ready.error());
-  const std::vector<float> item(static_cast<std::size_t>(gpu::elements(kInput)), 0.25F);
+  const std::vector<float> item(static_cast<std::size_t>(gpu::elements(model->manifest.input)), 0.25F);
   std::vector<double> ms;
   for (int i = 0; i < requests + requests / 4 && !interrupted; ++i) {
     const auto begun = Clock::now();
@@ -104,27 +105,26 @@ runtime::Expected<double> local_p50_ms(const gpu::Network& net, int threads, int
 }
 
 runtime::Expected<std::vector<CrossingRow>> measure_crossing(const std::filesystem::path& directory,
-                                                             const std::vector<int>& scales, int requests) {
+                                                             const std::vector<NetSize>& sizes, int requests) {
   std::vector<CrossingRow> rows;
-  Progress bar("larger nets, random weights", static_cast<std::int64_t>(scales.size()) * 2);
-  for (std::size_t i = 0; i < scales.size(); ++i) {
-    const int scale = scales[i];
-    const auto whole = gpu::vgg(kInput, widths(scale, 1), kClasses, 1);
+  Progress bar("larger nets, random weights", static_cast<std::int64_t>(sizes.size()));
+  for (const auto& size : sizes) {
+    const auto whole = net_of(size, 1, kClasses, 1);
     CrossingRow row;
     row.macs = gpu::multiply_adds(whole);
-    const auto measure = [&](double& into, runtime::Expected<double> value) -> runtime::Expected<void> {
+    const std::vector<std::pair<double*, std::function<runtime::Expected<double>()>>> measures{
+        {&row.subnet_ms, [&] { return local_p50_ms(net_of(size, 2, 2, 1), 1, requests); }},
+        {&row.local1_ms, [&] { return local_p50_ms(whole, 1, requests); }},
+        {&row.local2_ms, [&] { return local_p50_ms(whole, 2, requests); }},
+        {&row.none_ms, [&] { return cluster_p50_ms(directory, size, 0, requests); }},
+        {&row.parity_ms, [&] { return cluster_p50_ms(directory, size, 2, requests); }}};
+    for (const auto& [into, measure] : measures) {
+      const auto value = measure();
       if (!value) return tl::unexpected(value.error());
-      into = *value;
-      return {};
-    };
-    if (auto ok = measure(row.subnet_ms, local_p50_ms(gpu::vgg(kInput, widths(scale, 2), 2, 1), 1, requests)); !ok) return tl::unexpected(ok.error());
-    if (auto ok = measure(row.local1_ms, local_p50_ms(whole, 1, requests)); !ok) return tl::unexpected(ok.error());
-    if (auto ok = measure(row.local2_ms, local_p50_ms(whole, 2, requests)); !ok) return tl::unexpected(ok.error());
-    if (auto ok = measure(row.none_ms, cluster_p50_ms(directory, scale, 0, requests)); !ok) return tl::unexpected(ok.error());
-    bar.at(static_cast<std::int64_t>(i) * 2 + 1);
-    if (auto ok = measure(row.parity_ms, cluster_p50_ms(directory, scale, 2, requests)); !ok) return tl::unexpected(ok.error());
-    bar.at(static_cast<std::int64_t>(i) * 2 + 2);
+      *into = *value;
+    }
     rows.push_back(row);
+    bar.at(static_cast<std::int64_t>(rows.size()));
   }
   std::error_code ignored;
   std::filesystem::remove_all(directory, ignored);

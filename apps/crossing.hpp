@@ -19,9 +19,14 @@ struct CrossingRow {
   double none_ms = 0, parity_ms = 0;    // answered by the cluster
 };
 
-// `scales`: widths as multiples of the reference net's. Medians of `requests` interleaved rounds.
+struct NetSize {
+  int scale = 1;  // widths as multiples of the reference net's
+  int side = 28;  // of the square image, in pixels: more compute for the same weights
+};
+
+// Medians of `requests` requests, one at a time.
 runtime::Expected<std::vector<CrossingRow>> measure_crossing(const std::filesystem::path& directory,
-                                                             const std::vector<int>& scales, int requests);
+                                                             const std::vector<NetSize>& sizes, int requests);
 
 std::string crossing_text(const std::vector<CrossingRow>& rows);
 nlohmann::json to_json(const std::vector<CrossingRow>& rows);

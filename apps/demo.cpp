@@ -333,7 +333,7 @@ Expected<void> demo(const Options& given, const Shell& shell) {
   std::string text = result_table(*locals, results) + "\n" + verdict(results);
   auto json = result_json(*locals, results);
   if (!options.no_crossing) {
-    const auto crossing = measure_crossing(cache / "crossing", {2, 4, 8}, 60);
+    const auto crossing = measure_crossing(cache / "crossing", {{2, 28}, {4, 28}, {8, 28}, {8, 56}}, 60);
     if (!crossing) return tl::unexpected(crossing.error());
     text += "\n" + crossing_text(*crossing);
     json["crossing"] = to_json(*crossing);
