@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <cmath>
 #include <numeric>
 #include <optional>
 
@@ -24,7 +23,6 @@ using runtime::Expected;
 using runtime::failed;
 
 constexpr std::size_t kNetsBytesMax = 1U << 20, kManifestBytesMax = 16U << 20, kNetBytesMax = 64U << 20;
-constexpr std::size_t kPatternsMax = 1U << 16;
 constexpr int kFolds = 5;
 // Per-sample weight penalties to choose from; the shipped nets' best, 3e-4, lies well inside.
 constexpr std::array kPenalties{1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2};
@@ -36,9 +34,6 @@ std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 double seconds_since(std::chrono::steady_clock::time_point begun) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
 }
-
-// Ten-thousandths of a percent: finer than any test set, and readable.
-double rounded(double percent) { return std::round(percent * 1e4) / 1e4; }
 
 // ---- nets.json -----------------------------------------------------------------------------------------------------
 
@@ -266,27 +261,6 @@ Expected<runtime::Model> build(const fs::path& directory, const Nets& nets, cons
 
 // ---- fitting -------------------------------------------------------------------------------------------------------
 
-// Every set of n workers with `missing` of them left out, in lexicographic order of the missing.
-std::vector<coding::ArrivalSet> sets_without(int n, int missing) {
-  std::vector<char> gone(at(n), 0);
-  std::fill_n(gone.begin(), missing, 1);
-  std::vector<coding::ArrivalSet> sets;
-  do {
-    coding::ArrivalSet present = 0;
-    for (int w = 0; w < n; ++w)
-      if (!gone[at(w)]) present |= coding::ArrivalSet{1} << w;
-    sets.push_back(present);
-  } while (std::ranges::prev_permutation(gone).found && sets.size() <= kPatternsMax);
-  return sets;
-}
-
-std::vector<int> missing_of(coding::ArrivalSet present, int n) {
-  std::vector<int> missing;
-  for (int w = 0; w < n; ++w)
-    if (!(present >> w & 1U)) missing.push_back(w);
-  return missing;
-}
-
 struct Fitting {
   const coding::Generator& generator;
   const runtime::OfflineResponses& responses;
@@ -423,39 +397,6 @@ double accuracy_alone(const coding::Generator& generator, std::size_t w, const r
   return rounded(runtime::accuracy_percent(picked, wanted));
 }
 
-// A logistic decoder knows the sets that it was fitted to; say so before the work rather than in its midst.
-Expected<void> check_entries(const runtime::Manifest& manifest, const std::vector<coding::ArrivalSet>& sets) {
-  const auto* logistic = std::get_if<coding::LogisticDecoder>(&manifest.decoder);
-  for (const auto set : sets) {
-    if (!logistic || logistic->weights.contains(set)) continue;
-    std::string text;
-    for (const int w : missing_of(set, manifest.shape.workers)) text += (text.empty() ? "" : ", ") + std::to_string(w);
-    return bad_input("the decoder has no entry for the workers that are left when {" + text +
-                     "} are missing: ask for fewer with --missing, or decompose again");
-  }
-  return {};
-}
-
-Expected<std::vector<std::vector<coding::ArrivalSet>>> sets_by_missing(const runtime::Manifest& manifest,
-                                                                       int missing_max) {
-  const int n = manifest.shape.workers;
-  if (missing_max < 0 || missing_max >= n)
-    return bad_input("with " + std::to_string(missing_max) + " of " + std::to_string(n) +
-                     " workers missing there is nobody to answer: ask for 0 to " + std::to_string(n - 1));
-  std::vector<std::vector<coding::ArrivalSet>> by_missing;
-  std::size_t patterns = 0;
-  for (int missing = 0; missing <= missing_max; ++missing) {
-    auto sets = sets_without(n, missing);
-    patterns += sets.size();
-    if (patterns > kPatternsMax)
-      return bad_input(std::to_string(missing) + " of " + std::to_string(n) + " workers missing: more than " +
-                       std::to_string(kPatternsMax) + " sets to decode");
-    if (auto known = check_entries(manifest, sets); !known) return tl::unexpected(known.error());
-    by_missing.push_back(std::move(sets));
-  }
-  return by_missing;
-}
-
 Expected<gpu::Dataset> last_items(gpu::Dataset data, std::int64_t count) {
   if (count > data.count())
     return bad_input("nets.json holds out " + std::to_string(count) + " training images, the data has " +
@@ -520,75 +461,6 @@ Expected<std::optional<FoundNormalisation>> find_normalisation(const fs::path& d
     }
   }
   return std::nullopt;
-}
-
-Expected<void> check_missing(const runtime::Manifest& manifest, int missing_max) {
-  if (const auto sets = sets_by_missing(manifest, missing_max); !sets) return tl::unexpected(sets.error());
-  return {};
-}
-
-Expected<Accuracy> measure_accuracy(const runtime::Manifest& manifest, const runtime::OfflineResponses& responses,
-                                    const std::vector<std::uint8_t>& truth, int missing_max) {
-  const auto by_missing = sets_by_missing(manifest, missing_max);
-  if (!by_missing) return tl::unexpected(by_missing.error());
-  std::int64_t total = 0, done = 0;
-  for (const auto& sets : *by_missing) total += static_cast<std::int64_t>(sets.size());
-  Progress bar("decoding with workers missing", total);
-  Accuracy accuracy;
-  for (std::size_t missing = 0; missing < by_missing->size(); ++missing) {
-    const auto& sets = (*by_missing)[missing];
-    MissingAccuracy row{static_cast<int>(missing), static_cast<int>(sets.size()), 0, 101, {}};
-    for (const auto set : sets) {
-      const auto labels = runtime::labels_of(manifest, responses, set);
-      if (!labels) return tl::unexpected(labels.error());
-      const double percent = runtime::accuracy_percent(*labels, truth);
-      row.mean += percent / static_cast<double>(sets.size());
-      if (percent < row.worst) {
-        row.worst = percent;
-        row.worst_pattern = missing_of(set, manifest.shape.workers);
-      }
-      bar.at(++done);
-    }
-    if (missing == 0) {
-      accuracy.clean = row.mean;
-    } else {
-      accuracy.missing.push_back(std::move(row));
-    }
-  }
-  return accuracy;
-}
-
-json to_json(const Accuracy& accuracy, const json& base) {
-  json missing = json::array();
-  for (const auto& row : accuracy.missing)
-    missing.push_back({{"count", row.count},
-                       {"patterns", row.patterns},
-                       {"mean", rounded(row.mean)},
-                       {"worst", rounded(row.worst)},
-                       {"worst_pattern", row.worst_pattern}});
-  return {{"base", base}, {"clean", rounded(accuracy.clean)}, {"missing", std::move(missing)}};
-}
-
-Expected<double> net_accuracy(const gpu::Network& net, const gpu::Dataset& data,
-                              const gpu::Normalisation& normalisation) {
-  Progress bar("the plain net", data.count());
-  const auto scores =
-      runtime::run_net(net, data, normalisation, [&](std::int64_t done, std::int64_t) { bar.at(done); });
-  if (!scores) return tl::unexpected(scores.error());
-  const auto width = scores->size() / data.labels.size();
-  if (const auto top = std::ranges::max(data.labels); top >= width)
-    return bad_input("the net answers with " + std::to_string(width) + " scores, the data has label " +
-                     std::to_string(top));
-  std::vector<int> labels;
-  for (std::size_t i = 0; i < data.labels.size(); ++i)
-    labels.push_back(runtime::argmax(std::span(*scores).subspan(i * width, width)));
-  return rounded(runtime::accuracy_percent(labels, data.labels));
-}
-
-Expected<runtime::OfflineResponses> answers_of(const runtime::Model& model, const gpu::Dataset& data,
-                                               const std::string& label) {
-  Progress bar(label, data.count() * static_cast<std::int64_t>(model.manifest.workers.size()));
-  return runtime::run_offline(model, data, [&](std::int64_t done, std::int64_t) { bar.at(done); });
 }
 
 Expected<AssemblyData> load_assembly_data(const fs::path& directory, const Nets& nets) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "apps/accuracy.hpp"
 #include "coding/generator.hpp"
 #include "gpu/dataset.hpp"
 #include "gpu/error.hpp"
@@ -46,40 +47,6 @@ struct FoundNormalisation {
   std::filesystem::path file;  // that said so
 };
 runtime::Expected<std::optional<FoundNormalisation>> find_normalisation(const std::filesystem::path& directory);
-
-// ---- accuracy ------------------------------------------------------------------------------------------------------
-
-struct MissingAccuracy {
-  int count = 0;  // of workers missing
-  int patterns = 0;
-  double mean = 0, worst = 0;      // percent
-  std::vector<int> worst_pattern;  // who was missing; the first of equals
-};
-
-struct Accuracy {
-  double clean = 0;                      // percent, with every worker present
-  std::vector<MissingAccuracy> missing;  // one, two, …
-};
-
-// Whether every set of 0 to missing_max missing workers can be decoded. Errors: a set that the decoder has no entry
-// for, naming it; missing_max that leaves nobody, or more than 65,536 sets.
-runtime::Expected<void> check_missing(const runtime::Manifest& manifest, int missing_max);
-
-// Every set of 0 to missing_max workers left out, decoded offline, with a progress bar. Errors: those of check_missing.
-runtime::Expected<Accuracy> measure_accuracy(const runtime::Manifest& manifest,
-                                             const runtime::OfflineResponses& responses,
-                                             const std::vector<std::uint8_t>& truth, int missing_max);
-
-// {"base","clean","missing":[…]} as manifests and `coppice evaluate` have it.
-nlohmann::json to_json(const Accuracy& accuracy, const nlohmann::json& base);
-
-// Percent of the items that a plain net labels rightly, with a progress bar.
-runtime::Expected<double> net_accuracy(const gpu::Network& net, const gpu::Dataset& data,
-                                       const gpu::Normalisation& normalisation);
-
-// run_offline with a progress bar.
-runtime::Expected<runtime::OfflineResponses> answers_of(const runtime::Model& model, const gpu::Dataset& data,
-                                                        const std::string& label);
 
 // ---- assembly ------------------------------------------------------------------------------------------------------
 

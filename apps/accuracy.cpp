@@ -1,0 +1,143 @@
+#include "apps/accuracy.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "apps/progress.hpp"
+
+namespace coppice::apps {
+namespace {
+
+using nlohmann::json;
+using runtime::bad_input;
+using runtime::Expected;
+
+constexpr std::size_t kPatternsMax = 1U << 16;
+
+std::vector<int> missing_of(coding::ArrivalSet present, int n) {
+  std::vector<int> missing;
+  for (int w = 0; w < n; ++w)
+    if (!(present >> w & 1U)) missing.push_back(w);
+  return missing;
+}
+
+// A logistic decoder knows the sets that it was fitted to; say so before the work rather than in its midst.
+Expected<void> check_entries(const runtime::Manifest& manifest, const std::vector<coding::ArrivalSet>& sets) {
+  const auto* logistic = std::get_if<coding::LogisticDecoder>(&manifest.decoder);
+  for (const auto set : sets) {
+    if (!logistic || logistic->weights.contains(set)) continue;
+    std::string text;
+    for (const int w : missing_of(set, manifest.shape.workers)) text += (text.empty() ? "" : ", ") + std::to_string(w);
+    return bad_input("the decoder has no entry for the workers that are left when {" + text +
+                     "} are missing: ask for fewer with --missing, or decompose again");
+  }
+  return {};
+}
+
+Expected<std::vector<std::vector<coding::ArrivalSet>>> sets_by_missing(const runtime::Manifest& manifest,
+                                                                       int missing_max) {
+  const int n = manifest.shape.workers;
+  if (missing_max < 0 || missing_max >= n)
+    return bad_input("with " + std::to_string(missing_max) + " of " + std::to_string(n) +
+                     " workers missing there is nobody to answer: ask for 0 to " + std::to_string(n - 1));
+  std::vector<std::vector<coding::ArrivalSet>> by_missing;
+  std::size_t patterns = 0;
+  for (int missing = 0; missing <= missing_max; ++missing) {
+    auto sets = sets_without(n, missing);
+    patterns += sets.size();
+    if (patterns > kPatternsMax)
+      return bad_input(std::to_string(missing) + " of " + std::to_string(n) + " workers missing: more than " +
+                       std::to_string(kPatternsMax) + " sets to decode");
+    if (auto known = check_entries(manifest, sets); !known) return tl::unexpected(known.error());
+    by_missing.push_back(std::move(sets));
+  }
+  return by_missing;
+}
+
+}  // namespace
+
+std::vector<coding::ArrivalSet> sets_without(int n, int missing) {
+  std::vector<char> gone(static_cast<std::size_t>(n), 0);
+  std::fill_n(gone.begin(), missing, 1);
+  std::vector<coding::ArrivalSet> sets;
+  do {
+    coding::ArrivalSet present = 0;
+    for (int w = 0; w < n; ++w)
+      if (!gone[static_cast<std::size_t>(w)]) present |= coding::ArrivalSet{1} << w;
+    sets.push_back(present);
+  } while (std::ranges::prev_permutation(gone).found && sets.size() <= kPatternsMax);
+  return sets;
+}
+
+double rounded(double percent) { return std::round(percent * 1e4) / 1e4; }
+
+Expected<void> check_missing(const runtime::Manifest& manifest, int missing_max) {
+  if (const auto sets = sets_by_missing(manifest, missing_max); !sets) return tl::unexpected(sets.error());
+  return {};
+}
+
+Expected<Accuracy> measure_accuracy(const runtime::Manifest& manifest, const runtime::OfflineResponses& responses,
+                                    const std::vector<std::uint8_t>& truth, int missing_max) {
+  const auto by_missing = sets_by_missing(manifest, missing_max);
+  if (!by_missing) return tl::unexpected(by_missing.error());
+  std::int64_t total = 0, done = 0;
+  for (const auto& sets : *by_missing) total += static_cast<std::int64_t>(sets.size());
+  Progress bar("decoding with workers missing", total);
+  Accuracy accuracy;
+  for (std::size_t missing = 0; missing < by_missing->size(); ++missing) {
+    const auto& sets = (*by_missing)[missing];
+    MissingAccuracy row{static_cast<int>(missing), static_cast<int>(sets.size()), 0, 101, {}};
+    for (const auto set : sets) {
+      const auto labels = runtime::labels_of(manifest, responses, set);
+      if (!labels) return tl::unexpected(labels.error());
+      const double percent = runtime::accuracy_percent(*labels, truth);
+      row.mean += percent / static_cast<double>(sets.size());
+      if (percent < row.worst) {
+        row.worst = percent;
+        row.worst_pattern = missing_of(set, manifest.shape.workers);
+      }
+      bar.at(++done);
+    }
+    if (missing == 0) {
+      accuracy.clean = row.mean;
+    } else {
+      accuracy.missing.push_back(std::move(row));
+    }
+  }
+  return accuracy;
+}
+
+json to_json(const Accuracy& accuracy, const json& base) {
+  json missing = json::array();
+  for (const auto& row : accuracy.missing)
+    missing.push_back({{"count", row.count},
+                       {"patterns", row.patterns},
+                       {"mean", rounded(row.mean)},
+                       {"worst", rounded(row.worst)},
+                       {"worst_pattern", row.worst_pattern}});
+  return {{"base", base}, {"clean", rounded(accuracy.clean)}, {"missing", std::move(missing)}};
+}
+
+Expected<double> net_accuracy(const gpu::Network& net, const gpu::Dataset& data,
+                              const gpu::Normalisation& normalisation) {
+  Progress bar("the plain net", data.count());
+  const auto scores =
+      runtime::run_net(net, data, normalisation, [&](std::int64_t done, std::int64_t) { bar.at(done); });
+  if (!scores) return tl::unexpected(scores.error());
+  const auto width = scores->size() / data.labels.size();
+  if (const auto top = std::ranges::max(data.labels); top >= width)
+    return bad_input("the net answers with " + std::to_string(width) + " scores, the data has label " +
+                     std::to_string(top));
+  std::vector<int> labels;
+  for (std::size_t i = 0; i < data.labels.size(); ++i)
+    labels.push_back(runtime::argmax(std::span(*scores).subspan(i * width, width)));
+  return rounded(runtime::accuracy_percent(labels, data.labels));
+}
+
+Expected<runtime::OfflineResponses> answers_of(const runtime::Model& model, const gpu::Dataset& data,
+                                               const std::string& label) {
+  Progress bar(label, data.count() * static_cast<std::int64_t>(model.manifest.workers.size()));
+  return runtime::run_offline(model, data, [&](std::int64_t done, std::int64_t) { bar.at(done); });
+}
+
+}  // namespace coppice::apps
