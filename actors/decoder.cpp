@@ -9,10 +9,6 @@
 namespace coppice::actors {
 namespace {
 
-std::uint32_t micros(Duration d) {
-  return static_cast<std::uint32_t>(std::chrono::duration_cast<std::chrono::microseconds>(d).count());
-}
-
 struct State {
   State(DecoderOptions given, std::shared_ptr<FramePort> frames)
       : options(std::move(given)), port(std::move(frames)), table(options.shape, floats(options.generator)),

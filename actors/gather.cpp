@@ -10,14 +10,14 @@ namespace {
 // Late responses are told from unknown ones for this many requests back: seconds of traffic at full speed.
 constexpr std::size_t kClosedRemembered = 16'384;
 
+coding::ArrivalSet bit(std::uint32_t worker) { return coding::ArrivalSet{1} << worker; }
+
+}  // namespace
+
 std::uint32_t micros(Duration d) {
   return static_cast<std::uint32_t>(
       std::clamp<std::int64_t>(std::chrono::duration_cast<std::chrono::microseconds>(d).count(), 0, UINT32_MAX));
 }
-
-coding::ArrivalSet bit(std::uint32_t worker) { return coding::ArrivalSet{1} << worker; }
-
-}  // namespace
 
 GatherTable::GatherTable(coding::CodeShape shape, std::vector<int> floats) : shape_(shape), floats_(std::move(floats)) {
   assert(static_cast<int>(floats_.size()) == shape_.workers);

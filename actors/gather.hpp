@@ -16,6 +16,8 @@
 
 namespace coppice::actors {
 
+std::uint32_t micros(Duration d);  // whole microseconds, as replies carry them; held to what fits
+
 // What the answer must be given to, carried along untouched.
 struct ReplyTo {
   Peer client;

@@ -1,7 +1,6 @@
 #include "apps/assembly.hpp"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
 
 #include <algorithm>
 #include <array>
@@ -12,6 +11,7 @@
 #include "apps/progress.hpp"
 #include "gpu/onnx.hpp"
 #include "runtime/cluster.hpp"
+#include "runtime/sha256.hpp"
 
 namespace coppice::apps {
 namespace {
@@ -214,19 +214,6 @@ Expected<LoadedNet> load_net(const fs::path& file) {
   return net;
 }
 
-std::string sha256(std::span<const std::byte> bytes) {
-  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
-  unsigned int size = 0;
-  if (EVP_Digest(bytes.data(), bytes.size(), digest.data(), &size, EVP_sha256(), nullptr) != 1) return "";
-  constexpr const char* kHex = "0123456789abcdef";
-  std::string hex;
-  for (unsigned int i = 0; i < size; ++i) {
-    hex += kHex[digest[i] >> 4U];
-    hex += kHex[digest[i] & 0xFU];
-  }
-  return hex;
-}
-
 Expected<void> add_worker(runtime::Model& model, const fs::path& directory, const NetFile& worker) {
   auto net = load_net(directory / worker.file);
   if (!net) return tl::unexpected(net.error());
@@ -244,7 +231,7 @@ Expected<runtime::Model> build(const fs::path& directory, const Nets& nets, cons
   runtime::Model model;
   auto& m = model.manifest;
   m.name = nets.data + "/" + std::string(coding::name(scheme));
-  m.source_sha256 = sha256(base.bytes);
+  m.source_sha256 = runtime::sha256(base.bytes);
   m.source_multiply_adds = gpu::multiply_adds(base.network);
   m.input = nets.input;
   m.normalisation = nets.normalisation;

@@ -1,3 +1,4 @@
+#include "apps/accuracy.hpp"
 #include "apps/command.hpp"
 #include "apps/fault_schedule.hpp"
 #include "apps/inference_bench.hpp"
@@ -40,10 +41,9 @@ runtime::Expected<void> bench_inference(const Options& options, const Shell& she
   if (!client) return tl::unexpected(client.error());
   if (auto status = (*client)->status(std::chrono::seconds{3}); !status) return tl::unexpected(status.error());
 
-  const auto yardstick = [&] {
-    Progress bar("offline answers", data->count() * static_cast<std::int64_t>(model->manifest.workers.size()));
-    return make_yardstick(*model, *data, [&](std::int64_t done, std::int64_t) { bar.at(done); });
-  }();
+  const auto responses = answers_of(*model, *data, "offline answers");
+  if (!responses) return tl::unexpected(responses.error());
+  const auto yardstick = make_yardstick(model->manifest, *data, *responses);
   if (!yardstick) return tl::unexpected(yardstick.error());
 
   FaultSchedule schedule(**client, *faults, options.load.requests);

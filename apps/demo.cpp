@@ -5,6 +5,7 @@
 #include <fstream>
 #include <map>
 
+#include "apps/accuracy.hpp"
 #include "apps/command.hpp"
 #include "apps/crossing.hpp"
 #include "apps/fault_schedule.hpp"
@@ -60,19 +61,14 @@ Expected<std::vector<LocalNet>> make_locals(const std::filesystem::path& nets, c
   for (const std::string name : {"base", "control"}) {
     const auto network = gpu::load_onnx(nets / (name + ".onnx"));
     if (!network) return runtime::bad_input(network.error().what);
-    Progress bar("local " + name + ", all items", data.count());
-    const auto scores = runtime::run_net(*network, data, normalisation, [&](std::int64_t done, std::int64_t) { bar.at(done); });
-    if (!scores) return tl::unexpected(scores.error());
-    const auto width = scores->size() / static_cast<std::size_t>(data.count());
-    std::vector<int> labels;
-    for (std::size_t at = 0; at < scores->size(); at += width)
-      labels.push_back(runtime::argmax(std::span(*scores).subspan(at, width)));
+    const auto accuracy = net_accuracy(*network, data, normalisation);
+    if (!accuracy) return tl::unexpected(accuracy.error());
     for (const int threads : {1, 2}) {
       LocalNet local;
       local.name = name;
       local.threads = threads;
       local.macs = gpu::multiply_adds(*network);
-      local.accuracy = runtime::accuracy_percent(labels, data.labels);
+      local.accuracy = *accuracy;
       auto device = gpu::make_cpu_device({threads});
       if (!device) return runtime::failed(device.error().what);
       local.device = std::move(*device);
@@ -135,15 +131,11 @@ class SchemeRun {
 
   Expected<SchemeResult> run(const std::string& scheme, const runtime::Model& model, const std::filesystem::path& directory) {
     if (auto saved = runtime::save_model(model, directory); !saved) return tl::unexpected(saved.error());
-    const auto responses = [&] {
-      Progress bar(shown(scheme) + ": all items offline", data_.count() * static_cast<std::int64_t>(model.manifest.workers.size()));
-      return runtime::run_offline(model, data_, [&](std::int64_t done, std::int64_t) { bar.at(done); });
-    }();
+    const auto responses = answers_of(model, data_, shown(scheme) + ": all items offline");
     if (!responses) return tl::unexpected(responses.error());
     const auto n = model.manifest.workers.size();
-    auto labels = runtime::labels_of(model.manifest, *responses, static_cast<coding::ArrivalSet>((std::uint64_t{1} << n) - 1));
-    if (!labels) return tl::unexpected(labels.error());
-    const Yardstick yardstick{model.manifest, data_, std::move(*labels)};
+    const auto yardstick = make_yardstick(model.manifest, data_, *responses);
+    if (!yardstick) return tl::unexpected(yardstick.error());
 
     auto made = make_local_cluster(directory / "cluster", directory, model.manifest);
     if (!made) return tl::unexpected(made.error());
@@ -153,7 +145,7 @@ class SchemeRun {
     std::fprintf(stderr, "%s: gateway and %zu workers are ready\n", shown(scheme).c_str(), n);
 
     SchemeResult result{model.manifest, {}, {}};
-    if (auto done = conditions(scheme, **session, yardstick, result); !done) return tl::unexpected(done.error());
+    if (auto done = conditions(scheme, **session, *yardstick, result); !done) return tl::unexpected(done.error());
     std::map<coding::ArrivalSet, double> known;
     for (auto& [condition, tally] : result.tallies) {
       auto accuracy = offline_accuracy(tally, model.manifest, *responses, data_, known);

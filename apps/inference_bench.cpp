@@ -152,14 +152,12 @@ class Run {
 
 }  // namespace
 
-runtime::Expected<Yardstick> make_yardstick(const runtime::Model& model, const gpu::Dataset& data,
-                                            const runtime::OfflineProgress& progress) {
-  const auto responses = runtime::run_offline(model, data, progress);
-  if (!responses) return tl::unexpected(responses.error());
-  const auto n = model.manifest.workers.size();
-  auto labels = runtime::labels_of(model.manifest, *responses, static_cast<coding::ArrivalSet>((std::uint64_t{1} << n) - 1));
+runtime::Expected<Yardstick> make_yardstick(const runtime::Manifest& manifest, const gpu::Dataset& data,
+                                            const runtime::OfflineResponses& responses) {
+  const auto everyone = static_cast<coding::ArrivalSet>((std::uint64_t{1} << manifest.workers.size()) - 1);
+  auto labels = runtime::labels_of(manifest, responses, everyone);
   if (!labels) return tl::unexpected(labels.error());
-  return Yardstick{model.manifest, data, std::move(*labels)};
+  return Yardstick{manifest, data, std::move(*labels)};
 }
 
 void InferenceTally::add(const InferenceTally& other) {

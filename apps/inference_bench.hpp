@@ -25,8 +25,9 @@ struct Yardstick {
   std::vector<int> labels_all_present;  // of every item, decoded from all workers
 };
 
-runtime::Expected<Yardstick> make_yardstick(const runtime::Model& model, const gpu::Dataset& data,
-                                            const runtime::OfflineProgress& progress);
+// `responses`: what all workers answer to `data`. The result refers to `manifest` and `data`.
+runtime::Expected<Yardstick> make_yardstick(const runtime::Manifest& manifest, const gpu::Dataset& data,
+                                            const runtime::OfflineResponses& responses);
 
 struct InferenceLoad {
   std::int64_t requests = 1'000;

@@ -13,10 +13,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using namespace actors;
 
-std::span<const std::byte> view(const zmq::message_t& part) {
-  return {static_cast<const std::byte*>(part.data()), part.size()};
-}
-
 }  // namespace
 
 struct Client::Socket {
@@ -40,9 +36,7 @@ struct Client::Socket {
     for (;;) {
       Parts in;
       while (receive_parts(socket, in)) {
-        if (in.parts.empty() || in.parts.size() > 2) continue;
-        auto message = decode(view(in.parts[0]), in.parts.size() == 2 ? view(in.parts[1]) : std::span<const std::byte>{});
-        if (message) return std::move(*message);
+        if (auto message = decode_parts(in, 0)) return std::move(*message);
       }
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
       if (left.count() <= 0) return std::nullopt;

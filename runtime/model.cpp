@@ -406,7 +406,7 @@ Expected<Manifest> parse_manifest(const nlohmann::json& object, const std::strin
   }
 }
 
-Expected<Model> load_model(const fs::path& directory) {
+Expected<Model> load_model(const fs::path& directory, const std::string& manifest_name) {
   const auto shown = one_line(directory.string());
   const Directory open_directory(directory);
   if (open_directory.fd() < 0) {
@@ -415,9 +415,9 @@ Expected<Model> load_model(const fs::path& directory) {
   const auto read = [&](const std::string& name, std::size_t bytes_max) {
     return read_file(open_directory.fd(), name, directory / name, {.bytes_max = bytes_max, .follow_links = false});
   };
-  const auto text = read(kManifest, kManifestBytesMax);
+  const auto text = read(manifest_name, kManifestBytesMax);
   if (!text) return tl::unexpected(text.error());
-  auto manifest = manifest_from(*text, one_line((directory / kManifest).string()));
+  auto manifest = manifest_from(*text, one_line((directory / manifest_name).string()));
   if (!manifest) return tl::unexpected(manifest.error());
   Model model{*std::move(manifest), {}};
   for (const auto& name : file_names(model.manifest)) {

@@ -52,7 +52,8 @@ struct Model {
   std::map<std::string, std::vector<std::byte>> files;
 };
 
-Expected<Model> load_model(const std::filesystem::path& directory);
+// `manifest`: the name of the manifest in the directory; several may share their nets.
+Expected<Model> load_model(const std::filesystem::path& directory, const std::string& manifest = "manifest.json");
 // Writes manifest.json and all files; the manifest last, each file by write-and-rename.
 Expected<void> save_model(const Model& model, const std::filesystem::path& directory);
 

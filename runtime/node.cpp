@@ -1,6 +1,5 @@
 #include "runtime/node.hpp"
 
-#include <openssl/evp.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -15,21 +14,13 @@
 #include "gpu/onnx.hpp"
 #include "runtime/model.hpp"
 #include "runtime/scheduler.hpp"
+#include "runtime/sha256.hpp"
 #include "runtime/transport.hpp"
 
 namespace coppice::runtime {
 namespace {
 
 using namespace actors;
-
-std::string sha256_hex(std::span<const std::byte> bytes) {
-  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
-  unsigned int size = 0;
-  EVP_Digest(bytes.data(), bytes.size(), digest.data(), &size, EVP_sha256(), nullptr);
-  std::string hex;
-  for (unsigned int i = 0; i < size; ++i) hex += fmt::format("{:02x}", digest[i]);
-  return hex;
-}
 
 // ---- a worker's net ------------------------------------------------------------------------------------------------
 
@@ -199,7 +190,7 @@ Expected<std::unique_ptr<Node>> Node::start(NodeOptions options) {
   parts->system = std::make_unique<caf::actor_system>(*parts->config);
   auto& system = *parts->system;
   const auto port = std::make_shared<LatePort>();
-  const TreeRelayOptions relay_options{parts->options.name, {}, sha256_hex};
+  const TreeRelayOptions relay_options{parts->options.name, {}, sha256};
   caf::actor membership;
   if (parts->host.gateway) {
     const auto& manifest = model->manifest;
@@ -213,7 +204,7 @@ Expected<std::unique_ptr<Node>> Node::start(NodeOptions options) {
     supervise.shape = manifest.shape;
     supervise.item_elements = static_cast<std::size_t>(gpu::elements(manifest.input));
     supervise.weights = weights;
-    supervise.weights_sha256 = sha256_hex(*weights);
+    supervise.weights_sha256 = sha256(*weights);
     supervise.plan_tree = [cluster, size = weights->size()](const std::vector<std::string>& members) {
       auto relays = plan_relays(cluster, members, size);
       if (!relays) spdlog::error("{}", relays.error().what);

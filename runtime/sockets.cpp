@@ -41,9 +41,17 @@ bool receive_parts(zmq::socket_t& socket, Parts& into) {
     zmq::message_t part;
     if (!socket.recv(part, zmq::recv_flags::dontwait)) return false;
     more = part.more();
-    if (into.parts.size() < 4) into.parts.push_back(std::move(part));
+    if (into.parts.size() < kPartsMax) into.parts.push_back(std::move(part));
   }
   return true;
+}
+
+Expected<actors::DataMessage> decode_parts(const Parts& in, std::size_t at) {
+  if (in.parts.size() != at + 1 && in.parts.size() != at + 2) return bad_input("frame: not one or two parts");
+  const auto view = [&](std::size_t part) {
+    return std::span(static_cast<const std::byte*>(in.parts[part].data()), in.parts[part].size());
+  };
+  return decode(view(at), in.parts.size() == at + 2 ? view(at + 1) : std::span<const std::byte>{});
 }
 
 }  // namespace coppice::runtime

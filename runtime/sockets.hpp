@@ -3,8 +3,11 @@
 #pragma once
 
 #include <string>
+#include <vector>
 #include <zmq.hpp>
 
+#include "actors/messages.hpp"
+#include "runtime/error.hpp"
 #include "runtime/keys.hpp"
 
 namespace coppice::runtime {
@@ -21,10 +24,14 @@ void be_curve_client(zmq::socket_t& socket, const Identity& identity, const std:
 
 std::string tcp_endpoint(const std::string& address, std::uint16_t port);
 
-// Head and bulk of one frame, read from a socket; parts beyond are read and refused.
+// The parts of one ZeroMQ message. Of a longer one so many are kept, more than any reader takes for right.
+inline constexpr std::size_t kPartsMax = 8;
 struct Parts {
   std::vector<zmq::message_t> parts;
 };
 bool receive_parts(zmq::socket_t& socket, Parts& into);  // false: nothing is there. Never blocks.
+
+// The data message whose head is part `at`, with its bulk after it where there is one. Errors: bad_input.
+Expected<actors::DataMessage> decode_parts(const Parts& in, std::size_t at);
 
 }  // namespace coppice::runtime

@@ -17,10 +17,6 @@
 namespace coppice::runtime {
 namespace {
 
-std::span<const std::byte> view(const zmq::message_t& part) {
-  return {static_cast<const std::byte*>(part.data()), part.size()};
-}
-
 zmq::const_buffer buffer(const std::vector<std::byte>& bytes) { return {bytes.data(), bytes.size()}; }
 
 }  // namespace
@@ -185,7 +181,7 @@ struct Transport::Io {
 
   void authenticate() {
     Parts request;
-    while (receive_parts_of_zap(request)) {
+    while (receive_parts(zap, request)) {
       // version, request id, domain, address, identity, mechanism, credentials (the client's public key, 32 bytes)
       const auto& p = request.parts;
       std::string status = "400", user;
@@ -204,17 +200,6 @@ struct Transport::Io {
       for (std::size_t i = 0; i < reply.size(); ++i)
         zap.send(zmq::buffer(reply[i]), i + 1 < reply.size() ? zmq::send_flags::sndmore : zmq::send_flags::none);
     }
-  }
-
-  bool receive_parts_of_zap(Parts& into) {
-    into.parts.clear();
-    for (bool more = true; more;) {
-      zmq::message_t part;
-      if (!zap.recv(part, zmq::recv_flags::dontwait)) return false;
-      more = part.more();
-      into.parts.push_back(std::move(part));
-    }
-    return true;
   }
 
   // A bounded number at a time, so that a flood from one side does not starve the others.
@@ -246,19 +231,13 @@ struct Transport::Io {
   }
 
   void deliver(actors::Peer from, const Parts& in, std::size_t at) {
-    const std::size_t count = in.parts.size() - at;
-    if (count < 1 || count > 2) {
-      ++counts.malformed;
-      return;
-    }
-    const auto bulk = count == 2 ? view(in.parts[at + 1]) : std::span<const std::byte>{};
-    auto message = decode(view(in.parts[at]), bulk);
+    auto message = decode_parts(in, at);
     if (!message) {
       ++counts.malformed;
       return;
     }
     ++counts.received;
-    counts.bytes_received += in.parts[at].size() + bulk.size();
+    for (std::size_t i = at; i < in.parts.size(); ++i) counts.bytes_received += in.parts[i].size();
     on_delivery({std::move(from), std::move(*message)});
   }
 };
