@@ -77,7 +77,7 @@ Expected<void> check_missing(const runtime::Manifest& manifest, int missing_max)
 }
 
 Expected<Accuracy> measure_accuracy(const runtime::Manifest& manifest, const runtime::OfflineResponses& responses,
-                                    const std::vector<std::uint8_t>& truth, int missing_max) {
+                                    const std::vector<std::uint16_t>& truth, int missing_max) {
   const auto by_missing = sets_by_missing(manifest, missing_max);
   if (!by_missing) return tl::unexpected(by_missing.error());
   std::int64_t total = 0, done = 0;

@@ -39,7 +39,7 @@ runtime::Expected<void> check_missing(const runtime::Manifest& manifest, int mis
 // Every set of 0 to missing_max workers left out, decoded offline, with a progress bar. Errors: those of check_missing.
 runtime::Expected<Accuracy> measure_accuracy(const runtime::Manifest& manifest,
                                              const runtime::OfflineResponses& responses,
-                                             const std::vector<std::uint8_t>& truth, int missing_max);
+                                             const std::vector<std::uint16_t>& truth, int missing_max);
 
 // {"base","clean","missing":[…]} as manifests and `coppice evaluate` have it.
 nlohmann::json to_json(const Accuracy& accuracy, const nlohmann::json& base);

@@ -251,7 +251,7 @@ Expected<runtime::Model> build(const fs::path& directory, const Nets& nets, cons
 struct Fitting {
   const coding::Generator& generator;
   const runtime::OfflineResponses& responses;
-  const std::vector<std::uint8_t>& labels;
+  const std::vector<std::uint16_t>& labels;
 };
 
 // All samples but those of `fold`; all samples where it is kFolds.
@@ -368,13 +368,13 @@ int class_of_row(const coding::Generator& generator, const coding::WorkerRows& w
 }
 
 double accuracy_alone(const coding::Generator& generator, std::size_t w, const runtime::OfflineResponses& responses,
-                      const std::vector<std::uint8_t>& truth) {
+                      const std::vector<std::uint16_t>& truth) {
   const auto& worker = generator.workers[w];
   const auto column = at(generator.floats_of((coding::ArrivalSet{1} << w) - 1));
   std::vector<int> classes;
   for (int row = 0; row < worker.floats; ++row) classes.push_back(class_of_row(generator, worker, row));
   std::vector<int> picked;
-  std::vector<std::uint8_t> wanted;
+  std::vector<std::uint16_t> wanted;
   for (std::size_t i = 0; i < truth.size(); ++i) {
     if (std::ranges::find(classes, truth[i]) == classes.end()) continue;
     const auto scores = std::span(responses.values).subspan(i * at(generator.total_floats()) + column, classes.size());

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <dnnl.hpp>
+#include <stdexcept>
 #include <utility>
 
 #include "gpu/arena.hpp"
@@ -115,6 +116,7 @@ class Compiler {
       if (values[i + 1].data) continue;  // a ReLU that the node before it took up
       const bool relu_next = i + 1 < source.nodes.size() && std::holds_alternative<Relu>(source.nodes[i + 1].op) &&
                              source.nodes[i + 1].inputs.front() == static_cast<int>(i) + 1 && readers[i + 1] == 1;
+      if (node.inputs.empty()) throw std::logic_error("a Constant is not run yet");
       in_ = &values[static_cast<std::size_t>(node.inputs.front())];
       other_ = &values[static_cast<std::size_t>(node.inputs.back())];
       out_ = shapes[i + 1];
@@ -133,6 +135,10 @@ class Compiler {
   }
   Value operator()(const GlobalAveragePool&) {
     return pool({in_->dims[1], in_->dims[2], 1, 1, 0, 0, 0, 0}, dnnl::algorithm::pooling_avg_exclude_padding);
+  }
+  template <class Other>
+  Value operator()(const Other& op) {
+    throw std::logic_error(gpu::name(Operator(op)) + " is not run on the CPU yet");
   }
   Value operator()(const Identity&) {
     relu_ = false;
@@ -354,6 +360,8 @@ class CpuDevice final : public Device {
       auto compiled = std::make_unique<CpuNet>(engine_, threads_);
       Compiler(*compiled, options.batch).compile(net, *shapes);
       return compiled;
+    } catch (const std::logic_error& fault) {
+      return unexpected(Error{ErrorCode::unsupported_operator, net.name + ": " + fault.what()});
     } catch (const dnnl::error& fault) {
       return unexpected(Error{ErrorCode::device_failed, net.name + ": oneDNN: " + fault.what()});
     }

@@ -390,6 +390,7 @@ void CudaNet::build(const Network& net, const std::vector<Dims>& shapes) {
   for (std::size_t i = 0; i < net.nodes.size(); ++i) {
     const auto& node = net.nodes[i];
     if (values[i + 1].data) continue;  // made with the node before it
+    if (node.inputs.empty()) throw Fault(ErrorCode::unsupported_operator, "Constant is not run on CUDA yet");
     const Value& in = values[static_cast<std::size_t>(node.inputs.front())];
     const Dims& dims = shapes[i + 1];
     std::size_t end = i;  // the last node of this launch
@@ -423,8 +424,10 @@ void CudaNet::build(const Network& net, const std::vector<Dims>& shapes) {
         data = pool(a->window, true, a->count_padding, in, dims);
       } else if (std::holds_alternative<GlobalAveragePool>(node.op)) {
         data = pool({in.dims[1], in.dims[2], 1, 1, 0, 0, 0, 0}, true, false, in, dims);
-      } else {  // Flatten, Identity: the same numbers
-        data = in.data;
+      } else if (std::holds_alternative<Flatten>(node.op) || std::holds_alternative<Identity>(node.op)) {
+        data = in.data;  // the same numbers
+      } else {
+        throw Fault(ErrorCode::unsupported_operator, gpu::name(node.op) + " is not run on CUDA yet");
       }
     } catch (const Fault& fault) {
       throw Fault(fault.code, "node " + node.name + ": " + fault.what());

@@ -118,7 +118,7 @@ Expected<Dataset> load_idx(const std::filesystem::path& directory, Split split) 
                      std::to_string((*sizes)[0]) + " images");
   auto values = labels.bytes((*count)[0], "labels");
   if (!values) return unexpected(values.error());
-  data.labels = std::move(*values);
+  data.labels.assign(values->begin(), values->end());
   return data;
 }
 

@@ -13,7 +13,7 @@ namespace coppice::gpu {
 struct Dataset {
   Dims item;                         // {1, 28, 28}
   std::vector<std::uint8_t> pixels;  // [count, item]
-  std::vector<std::uint8_t> labels;  // [count]
+  std::vector<std::uint16_t> labels;  // [count]
   std::int64_t count() const { return static_cast<std::int64_t>(labels.size()); }
 };
 

@@ -27,11 +27,16 @@ struct CompileOptions {
   int batch = 1;
 };
 
+class TrainableNet;      // gpu/training.hpp
+struct TrainingOptions;
+
 class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;  // "cpu", "cuda:0"
   virtual Expected<std::unique_ptr<CompiledNet>> compile(const Network& net, const CompileOptions& options) = 0;
+  // The net as it is given, nothing folded. Errors: unsupported_operator where this device does not train.
+  virtual Expected<std::unique_ptr<TrainableNet>> compile_training(const Network& net, const TrainingOptions& options);
 };
 
 struct CpuOptions {

@@ -1,6 +1,7 @@
 #include "gpu/network.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <random>
 #include <utility>
@@ -28,12 +29,15 @@ bool in_bounds(const Dims& dims) {
 }
 
 bool in_bounds(const Window& w) {
-  for (const auto value : {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w})
+  for (const auto value : {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w})
     if (value < 1 || value > kWindowMax) return false;
   for (const auto value : {w.pad_top, w.pad_left, w.pad_bottom, w.pad_right})
     if (value < 0 || value > kWindowMax) return false;
   return true;
 }
+
+// Pixels from the first tap of a kernel to the last, both included. At most 2^32.
+std::int64_t span(std::int64_t kernel, std::int64_t dilation) { return (kernel - 1) * dilation + 1; }
 
 // Output pixels along one axis; none when the window does not fit.
 std::int64_t extent(std::int64_t in, std::int64_t kernel, std::int64_t stride, std::int64_t padding) {
@@ -48,15 +52,16 @@ struct Inference {
 
   // REQUIRES: the input is an image and the window is in bounds.
   Expected<Dims> windowed(const Window& w, std::int64_t channels) const {
-    const auto h = extent(in()[1], w.kernel_h, w.stride_h, w.pad_top + w.pad_bottom);
-    const auto v = extent(in()[2], w.kernel_w, w.stride_w, w.pad_left + w.pad_right);
+    const auto h = extent(in()[1], span(w.kernel_h, w.dilation_h), w.stride_h, w.pad_top + w.pad_bottom);
+    const auto v = extent(in()[2], span(w.kernel_w, w.dilation_w), w.stride_w, w.pad_left + w.pad_right);
     if (h < 1 || v < 1) return mismatch(node, "its window does not fit " + to_string(in()));
     return Dims{channels, h, v};
   }
   Expected<Dims> pooled(const Window& w) const {
     if (in().size() != 3) return mismatch(node, "needs an image, has " + to_string(in()));
     if (!in_bounds(w)) return mismatch(node, "its window is out of bounds");
-    if (std::max(w.pad_top, w.pad_bottom) >= w.kernel_h || std::max(w.pad_left, w.pad_right) >= w.kernel_w)
+    if (std::max(w.pad_top, w.pad_bottom) >= span(w.kernel_h, w.dilation_h) ||
+        std::max(w.pad_left, w.pad_right) >= span(w.kernel_w, w.dilation_w))
       return mismatch(node, "its padding is not smaller than its window");
     return windowed(w, in()[0]);
   }
@@ -76,6 +81,10 @@ struct Inference {
     return in();
   }
   Expected<Dims> operator()(const Relu&) const { return in(); }
+  Expected<Dims> operator()(const Clip& c) const {
+    if (!(c.low <= c.high)) return mismatch(node, "its lower bound is above its upper one");
+    return in();
+  }
   Expected<Dims> operator()(const MaxPool& p) const { return pooled(p.window); }
   Expected<Dims> operator()(const AveragePool& p) const { return pooled(p.window); }
   Expected<Dims> operator()(const GlobalAveragePool&) const {
@@ -90,8 +99,64 @@ struct Inference {
   }
   Expected<Dims> operator()(const Flatten&) const { return Dims{elements(in())}; }
   Expected<Dims> operator()(const Add&) const {
-    if (in(0) != in(1)) return mismatch(node, "adds " + to_string(in(0)) + " and " + to_string(in(1)));
-    return in(0);
+    const Dims &a = in(0), &b = in(1);
+    Dims out(std::max(a.size(), b.size()));
+    for (std::size_t i = 0; i < out.size(); ++i) {  // from the last axis
+      const auto of_a = i < a.size() ? a[a.size() - 1 - i] : 1, of_b = i < b.size() ? b[b.size() - 1 - i] : 1;
+      if (of_a != of_b && of_a != 1 && of_b != 1)
+        return mismatch(node, "adds " + to_string(a) + " and " + to_string(b));
+      out[out.size() - 1 - i] = std::max(of_a, of_b);
+    }
+    return out;
+  }
+  bool has_axis(int axis) const { return axis >= 0 && static_cast<std::size_t>(axis) < in().size(); }
+  Expected<Dims> operator()(const Concat& c) const {
+    if (!has_axis(c.axis)) return mismatch(node, "has no axis " + std::to_string(c.axis));
+    const auto axis = static_cast<std::size_t>(c.axis);
+    Dims out = in();
+    for (std::size_t i = 1; i < node.inputs.size(); ++i) {
+      Dims next = in(i);
+      if (next.size() != out.size()) return mismatch(node, "joins " + to_string(out) + " and " + to_string(next));
+      const auto sum = out[axis] + next[axis];  // each is below 2^31, and there are few
+      out[axis] = next[axis] = sum;
+      if (out != next || sum > kElementsMax) return mismatch(node, "joins " + to_string(out) + " and " + to_string(in(i)));
+    }
+    return out;
+  }
+  Expected<Dims> operator()(const Slice& s) const {
+    if (!has_axis(s.axis)) return mismatch(node, "has no axis " + std::to_string(s.axis));
+    Dims out = in();
+    auto& size = out[static_cast<std::size_t>(s.axis)];
+    if (s.begin < 0 || s.begin >= s.end || s.end > size)
+      return mismatch(node, "takes " + std::to_string(s.begin) + " to " + std::to_string(s.end) + " of " +
+                                std::to_string(size));
+    size = s.end - s.begin;
+    return out;
+  }
+  Expected<Dims> operator()(const Reshape& r) const {
+    if (!in_bounds(r.to) || elements(r.to) != elements(in()))
+      return mismatch(node, "cannot make " + to_string(r.to) + " of " + to_string(in()));
+    return r.to;
+  }
+  Expected<Dims> operator()(const Transpose& t) const {
+    std::vector<bool> taken(in().size(), false);
+    Dims out;
+    for (const int axis : t.order) {
+      if (!has_axis(axis) || taken[static_cast<std::size_t>(axis)]) return mismatch(node, "its order is no permutation");
+      taken[static_cast<std::size_t>(axis)] = true;
+      out.push_back(in()[static_cast<std::size_t>(axis)]);
+    }
+    if (out.size() != in().size()) return mismatch(node, "its order is no permutation");
+    return out;
+  }
+  Expected<Dims> operator()(const ChannelShuffle& s) const {
+    if (in().size() != 3 || s.groups < 1 || in()[0] % s.groups != 0)
+      return mismatch(node, "cannot shuffle " + to_string(in()) + " in " + std::to_string(s.groups) + " groups");
+    return in();
+  }
+  Expected<Dims> operator()(const Constant& c) const {
+    if (!in_bounds(c.dims) || size(c.values) != elements(c.dims)) return mismatch(node, "its values do not fit its shape");
+    return c.dims;
   }
   Expected<Dims> operator()(const Identity&) const { return in(); }
 };
@@ -110,8 +175,19 @@ std::string to_string(const Dims& dims) {
   return out.empty() ? "scalar" : out;
 }
 
+std::string name(const Operator& op) {
+  constexpr std::array kNames{"Convolution", "BatchNorm", "Relu",   "Clip",    "MaxPool",   "AveragePool",
+                              "GlobalAveragePool", "Dense", "Flatten", "Add",  "Concat",    "Slice",
+                              "Reshape", "Transpose", "ChannelShuffle", "Constant", "Identity"};
+  static_assert(kNames.size() == std::variant_size_v<Operator>);
+  return kNames[op.index()];
+}
+
 Expected<Dims> infer_shape(const Node& node, const std::vector<Dims>& known) {
-  const std::size_t arity = std::holds_alternative<Add>(node.op) ? 2 : 1;
+  const std::size_t arity = std::holds_alternative<Add>(node.op)        ? 2
+                            : std::holds_alternative<Constant>(node.op) ? 0
+                            : std::holds_alternative<Concat>(node.op)   ? std::clamp<std::size_t>(node.inputs.size(), 1, 4096)
+                                                                        : 1;
   if (node.inputs.size() != arity) return mismatch(node, "takes " + std::to_string(arity) + " inputs");
   for (const int input : node.inputs)
     if (input < 0 || input >= static_cast<int>(known.size())) return mismatch(node, "reads a value that comes later");

@@ -22,6 +22,7 @@ std::string to_string(const Dims& dims);  // "1x28x28"
 struct Window {  // of a convolution or a pool, in pixels
   std::int64_t kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1;
   std::int64_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;
+  std::int64_t dilation_h = 1, dilation_w = 1;  // pixels from one tap of the kernel to the next
   bool operator==(const Window&) const = default;
 };
 
@@ -35,6 +36,9 @@ struct BatchNorm {
   float epsilon = 1e-5F;
 };
 struct Relu {};
+struct Clip {  // to [low, high]; {0, 6} is ReLU6
+  float low = 0, high = 6;
+};
 struct MaxPool {
   Window window;  // pads are smaller than the kernel: no window lies in padding alone
 };
@@ -48,11 +52,32 @@ struct Dense {
   std::vector<float> weight, bias;  // [out, in]; [out] or empty
 };
 struct Flatten {};  // to {features}
-struct Add {};      // two inputs of one shape
+struct Add {};      // two inputs; sizes are aligned at the last axis, and an axis of 1 or none is repeated
+struct Concat {     // one input or more, along an axis of the item: 0 is the channels
+  int axis = 0;
+};
+struct Slice {  // begin <= i < end along an axis of the item
+  int axis = 0;
+  std::int64_t begin = 0, end = 0;
+};
+struct Reshape {
+  Dims to;  // as many elements as before
+};
+struct Transpose {
+  std::vector<int> order;  // axis i of the output is axis order[i] of the input
+};
+struct ChannelShuffle {  // channel g * (channels / groups) + i goes to i * groups + g (ShuffleNet, section 3.1)
+  std::int64_t groups = 1;
+};
+struct Constant {  // takes no input; the same for every item
+  Dims dims;
+  std::vector<float> values;
+};
 struct Identity {};
 
-using Operator =
-    std::variant<Convolution, BatchNorm, Relu, MaxPool, AveragePool, GlobalAveragePool, Dense, Flatten, Add, Identity>;
+using Operator = std::variant<Convolution, BatchNorm, Relu, Clip, MaxPool, AveragePool, GlobalAveragePool, Dense, Flatten,
+                              Add, Concat, Slice, Reshape, Transpose, ChannelShuffle, Constant, Identity>;
+std::string name(const Operator& op);  // "Convolution": as the struct is called
 
 struct Node {
   std::string name;

@@ -20,10 +20,11 @@ class Writer {
     return name;
   }
 
-  // The node that is being written.
-  void begin(const std::string& name, const std::vector<std::string>& inputs) {
+  // The node that is being written, and the shape of its output.
+  void begin(const std::string& name, const std::vector<std::string>& inputs, const Dims& shape) {
     name_ = name;
     inputs_ = inputs;
+    shape_ = shape;
   }
   onnx::NodeProto& node(const std::string& type, const std::vector<std::string>& weights = {}) {
     auto& node = *graph_.add_node();
@@ -46,10 +47,24 @@ class Writer {
     attribute.set_type(onnx::AttributeProto::INT);
     attribute.set_i(value);
   }
+  std::string integers(const std::string& name, const std::vector<std::int64_t>& values) {
+    auto& tensor = *graph_.add_initializer();
+    tensor.set_name(name);
+    tensor.set_data_type(onnx::TensorProto::INT64);
+    tensor.add_dims(static_cast<std::int64_t>(values.size()));
+    for (const auto value : values) tensor.add_int64_data(value);
+    return name;
+  }
+  // An image [N, channels, height, width] under other sizes, the batch left open.
+  onnx::NodeProto& reshape(Dims to) {
+    to.insert(to.begin(), -1);
+    return node("Reshape", {integers(name_ + ".to", to)});
+  }
   static void window(onnx::NodeProto& node, const Window& w) {
     ints(node, "kernel_shape", {w.kernel_h, w.kernel_w});
     ints(node, "strides", {w.stride_h, w.stride_w});
     ints(node, "pads", {w.pad_top, w.pad_left, w.pad_bottom, w.pad_right});
+    if (w.dilation_h != 1 || w.dilation_w != 1) ints(node, "dilations", {w.dilation_h, w.dilation_w});
   }
 
   void operator()(const Convolution& c) {
@@ -89,11 +104,49 @@ class Writer {
   void operator()(const Flatten&) { integer(node("Flatten"), "axis", 1); }
   void operator()(const Add&) { node("Add"); }
   void operator()(const Identity&) { node("Identity"); }
+  void operator()(const Clip& c) {
+    const auto low = tensor(name_ + ".low", {}, {c.low}), high = tensor(name_ + ".high", {}, {c.high});
+    node("Clip", {low, high});
+  }
+  void operator()(const Concat& c) { integer(node("Concat"), "axis", c.axis + 1); }
+  void operator()(const Slice& s) {
+    node("Slice", {integers(name_ + ".begin", {s.begin}), integers(name_ + ".end", {s.end}),
+                   integers(name_ + ".axis", {s.axis + 1})});
+  }
+  void operator()(const Reshape& r) { reshape(r.to); }
+  void operator()(const Transpose& t) {
+    Dims order{0};
+    for (const int axis : t.order) order.push_back(axis + 1);
+    ints(node("Transpose"), "perm", order);
+  }
+  // ONNX has no such operator: apart, swapped, and together again.
+  void operator()(const ChannelShuffle& s) {
+    const std::string name = name_;
+    const Dims& image = shape_;
+    name_ = name + ".apart";
+    reshape({s.groups, image[0] / s.groups, image[1], image[2]});
+    inputs_ = {name_};
+    name_ = name + ".swapped";
+    ints(node("Transpose"), "perm", {0, 2, 1, 3, 4});
+    inputs_ = {name_};
+    name_ = name;
+    reshape(image);
+  }
+  void operator()(const Constant& c) {
+    auto& made = *node("Constant").add_attribute();
+    made.set_name("value");
+    made.set_type(onnx::AttributeProto::TENSOR);
+    auto& tensor = *made.mutable_t();
+    tensor.set_data_type(onnx::TensorProto::FLOAT);
+    for (const auto dim : c.dims) tensor.add_dims(dim);
+    tensor.set_raw_data(c.values.data(), c.values.size() * sizeof(float));
+  }
 
  private:
   onnx::GraphProto& graph_;
   std::string name_;
   std::vector<std::string> inputs_;
+  Dims shape_;
 };
 
 void declare(onnx::ValueInfoProto& value, const std::string& name, const Dims& dims) {
@@ -128,7 +181,7 @@ Expected<std::vector<std::byte>> to_onnx(const Network& net) {
   for (std::size_t i = 0; i < net.nodes.size(); ++i) {
     std::vector<std::string> inputs;
     for (const int input : net.nodes[i].inputs) inputs.push_back(value(input));
-    writer.begin(value(static_cast<int>(i) + 1), inputs);
+    writer.begin(value(static_cast<int>(i) + 1), inputs, (*shapes)[i + 1]);
     std::visit(writer, net.nodes[i].op);
   }
   declare(*graph.add_output(), "scores", shapes->back());

@@ -68,9 +68,9 @@ Network simplified(Network given) {
   Network out{std::move(net.name), std::move(net.input), {}};
   std::vector<int> renamed{0};
   for (auto& node : net.nodes) {
-    const auto old_source = static_cast<std::size_t>(node.inputs.front());
+    const auto old_source = node.inputs.empty() ? 0 : static_cast<std::size_t>(node.inputs.front());  // 0: nothing to fold into
     for (int& input : node.inputs) input = renamed[static_cast<std::size_t>(input)];
-    const int source = node.inputs.front();
+    const int source = node.inputs.empty() ? 0 : node.inputs.front();
     const auto* norm = std::get_if<BatchNorm>(&node.op);
     if (norm && source > 0 && readers[old_source] == 1 &&
         folded(out.nodes[static_cast<std::size_t>(source) - 1].op, *norm)) {

@@ -112,7 +112,7 @@ Expected<std::vector<int>> labels_of(const Manifest& manifest, const OfflineResp
   return labels;
 }
 
-double accuracy_percent(const std::vector<int>& labels, const std::vector<std::uint8_t>& truth) {
+double accuracy_percent(const std::vector<int>& labels, const std::vector<std::uint16_t>& truth) {
   std::size_t right = 0;
   for (std::size_t i = 0; i < labels.size(); ++i) right += labels[i] == truth[i] ? 1 : 0;
   return labels.empty() ? 0.0 : 100.0 * static_cast<double>(right) / static_cast<double>(labels.size());

@@ -36,7 +36,7 @@ Expected<std::vector<int>> labels_of(const Manifest& manifest, const OfflineResp
                                      coding::ArrivalSet present);
 
 // Percent of labels that are right. REQUIRES: equal lengths.
-double accuracy_percent(const std::vector<int>& labels, const std::vector<std::uint8_t>& truth);
+double accuracy_percent(const std::vector<int>& labels, const std::vector<std::uint16_t>& truth);
 
 // Index of the largest, the first among equals.
 int argmax(std::span<const float> scores);

@@ -50,7 +50,7 @@ TEST(Dataset, ReadsPlainAndGzippedFilesAlike) {
   ASSERT_TRUE(data) << data.error().what;
   EXPECT_EQ(data->item, (Dims{1, 3, 4}));
   EXPECT_EQ(data->count(), 2);
-  EXPECT_EQ(data->labels, (std::vector<std::uint8_t>{0, 1}));
+  EXPECT_EQ(data->labels, (std::vector<std::uint16_t>{0, 1}));
   std::vector<float> out(12);
   item(*data, 1, {0.5F, 0.25F}, out);
   EXPECT_FLOAT_EQ(out[1], (static_cast<float>(13 * 51 % 256) / 255.0F - 0.5F) / 0.25F);

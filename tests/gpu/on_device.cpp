@@ -102,6 +102,10 @@ struct Reference {
     for (std::size_t i = 0; i < result.size(); ++i) result[i] = x()[i] + (*inputs[1])[i];
   }
   void operator()(const Identity&) { result = x(); }
+  template <class Other>
+  void operator()(const Other&) {
+    throw std::logic_error("no reference for this operator");
+  }
 };
 
 Numbers reference(const Network& net, const std::vector<Dims>& shapes, std::span<const float> item) {

@@ -15,8 +15,9 @@ using Values = std::vector<double>;
 
 struct Forward {  // of one item
   const std::vector<const Values*> in;
-  const Dims& from;
-  const Dims& to;
+  const std::vector<Dims> shapes;  // of the inputs
+  const Dims from;                 // of the first one, where there is one
+  const Dims to;
 
   // Calls visit(output index, channel, top row, left column) for every output pixel of a window.
   template <class Visit>
@@ -52,8 +53,9 @@ struct Forward {  // of one item
     Values out(static_cast<std::size_t>(elements(to)));
     slide(pool.window, [&](std::size_t i, std::int64_t c, std::int64_t top, std::int64_t left) {
       double best = -std::numeric_limits<double>::infinity();
-      for (std::int64_t y = top; y < top + pool.window.kernel_h; ++y)
-        for (std::int64_t x = left; x < left + pool.window.kernel_w; ++x)
+      const auto& w = pool.window;
+      for (std::int64_t y = top; y < top + w.kernel_h * w.dilation_h; y += w.dilation_h)
+        for (std::int64_t x = left; x < left + w.kernel_w * w.dilation_w; x += w.dilation_w)
           if (inside(y, x)) best = std::max(best, at(c, y, x));
       out[i] = best;
     });
@@ -73,7 +75,7 @@ struct Forward {  // of one item
     return out;
   }
   Values operator()(const GlobalAveragePool&) const {
-    return Forward{in, from, to}(AveragePool{{from[1], from[2], 1, 1, 0, 0, 0, 0}, false});
+    return Forward{in, shapes, from, to}(AveragePool{{from[1], from[2], 1, 1, 0, 0, 0, 0}, false});
   }
   Values operator()(const BatchNorm& norm) const {
     Values out = *in[0];
@@ -102,11 +104,75 @@ struct Forward {  // of one item
   }
   Values operator()(const Flatten&) const { return *in[0]; }
   Values operator()(const Identity&) const { return *in[0]; }
-  Values operator()(const Add&) const {
+  Values operator()(const Clip& clip) const {
     Values out = *in[0];
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] += (*in[1])[i];
+    for (double& value : out) value = std::clamp<double>(value, clip.low, clip.high);
     return out;
   }
+  // out[...] = in[place(...)] for every place of the output, given and asked for as indices along each axis.
+  template <class Place>
+  Values gathered(const Values& values, const Dims& dims, Place place) const {
+    Values out(static_cast<std::size_t>(elements(to)));
+    Dims at(to.size(), 0);
+    for (double& value : out) {
+      const Dims source = place(at);
+      std::int64_t index = 0;
+      for (std::size_t axis = 0; axis < dims.size(); ++axis) index = index * dims[axis] + source[axis];
+      value = values[static_cast<std::size_t>(index)];
+      for (std::size_t axis = at.size(); axis-- > 0 && ++at[axis] == to[axis];) at[axis] = 0;
+    }
+    return out;
+  }
+  Values repeated(std::size_t i) const {
+    const Dims& dims = shapes[i];
+    return gathered(*in[i], dims, [&](const Dims& at) {
+      Dims source(at.end() - static_cast<std::ptrdiff_t>(dims.size()), at.end());
+      for (std::size_t axis = 0; axis < dims.size(); ++axis)
+        if (dims[axis] == 1) source[axis] = 0;
+      return source;
+    });
+  }
+  Values operator()(const Add&) const {
+    Values out = repeated(0);
+    const Values other = repeated(1);
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] += other[i];
+    return out;
+  }
+  Values operator()(const Concat& concat) const {
+    const auto axis = static_cast<std::size_t>(concat.axis);
+    std::int64_t rows = 1;
+    for (std::size_t i = 0; i < axis; ++i) rows *= to[i];
+    Values out;
+    for (std::int64_t row = 0; row < rows; ++row)
+      for (const Values* part : in) {
+        const auto width = static_cast<std::ptrdiff_t>(part->size()) / rows;
+        out.insert(out.end(), part->begin() + row * width, part->begin() + (row + 1) * width);
+      }
+    return out;
+  }
+  Values operator()(const Slice& slice) const {
+    return gathered(*in[0], from, [&](Dims at) {
+      at[static_cast<std::size_t>(slice.axis)] += slice.begin;
+      return at;
+    });
+  }
+  Values operator()(const Reshape&) const { return *in[0]; }
+  Values operator()(const Transpose& transpose) const {
+    return gathered(*in[0], from, [&](const Dims& at) {
+      Dims source(at.size());
+      for (std::size_t axis = 0; axis < at.size(); ++axis)
+        source[static_cast<std::size_t>(transpose.order[axis])] = at[axis];
+      return source;
+    });
+  }
+  Values operator()(const ChannelShuffle& shuffle) const {
+    const auto per_group = from[0] / shuffle.groups;
+    return gathered(*in[0], from, [&](Dims at) {
+      at[0] = at[0] % shuffle.groups * per_group + at[0] / shuffle.groups;
+      return at;
+    });
+  }
+  Values operator()(const Constant& constant) const { return {constant.values.begin(), constant.values.end()}; }
 };
 
 // The output of the whole batch. REQUIRES: shapes infer, the input is a whole number of items.
@@ -119,9 +185,13 @@ inline std::vector<float> forward(const Network& net, std::span<const float> inp
     for (std::size_t i = 0; i < net.nodes.size(); ++i) {
       const auto& node = net.nodes[i];
       std::vector<const Values*> in;
-      for (const int index : node.inputs) in.push_back(&values[static_cast<std::size_t>(index)]);
-      values.push_back(
-          std::visit(Forward{in, shapes[static_cast<std::size_t>(node.inputs.front())], shapes[i + 1]}, node.op));
+      std::vector<Dims> from;
+      for (const int index : node.inputs) {
+        in.push_back(&values[static_cast<std::size_t>(index)]);
+        from.push_back(shapes[static_cast<std::size_t>(index)]);
+      }
+      const Dims first = from.empty() ? Dims{} : from.front();
+      values.push_back(std::visit(Forward{in, from, first, shapes[i + 1]}, node.op));
     }
     for (const double value : values.back()) out.push_back(static_cast<float>(value));
   }
