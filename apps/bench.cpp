@@ -88,6 +88,7 @@ void add_bench(CLI::App& app, Shell& shell) {
   command->add_option("--straggler", options->straggler, "faults: worker=any:1,delay=pareto:2:10ms,p=0.05,kill@50%…");
   command->add_option("--record", options->record, "write one JSON line a request, raw floats included");
   command->add_option("--seed", options->load.seed, "of the arrivals")->capture_default_str();
+  add_bench_class_parallel(*bench, shell);
 }
 
 }  // namespace coppice::apps

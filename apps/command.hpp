@@ -33,6 +33,7 @@ void add_launch(CLI::App& app, Shell& shell);
 void add_infer(CLI::App& app, Shell& shell);
 void add_status(CLI::App& app, Shell& shell);
 void add_bench(CLI::App& app, Shell& shell);
+void add_bench_class_parallel(CLI::App& bench, Shell& shell);
 void add_demo(CLI::App& app, Shell& shell);
 void add_run(CLI::App& app, Shell& shell);
 void add_evaluate(CLI::App& app, Shell& shell);

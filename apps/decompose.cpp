@@ -2,21 +2,24 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <optional>
 
 #include "apps/assembly.hpp"
 #include "apps/command.hpp"
+#include "apps/subnets.hpp"
 #include "apps/table.hpp"
 
 namespace coppice::apps {
 namespace {
 
 struct Options {
-  std::string model, nets, data, out, scheme = "parity";
+  std::string model, nets, data, out, scheme = "parity", ranking = "taylor", report;
   std::optional<int> groups;
   DecoderKind decoder = DecoderKind::logistic;
+  SubnetsOptions subnets;
 };
 
 double share_of_base(const runtime::Manifest& manifest, const runtime::WorkerNet& worker) {
@@ -95,16 +98,45 @@ runtime::Expected<void> check_writable(const std::filesystem::path& out) {
   return {};
 }
 
-runtime::Expected<void> decompose(const Options& options, const Shell& shell) {
-  if (options.nets.empty())
-    return runtime::bad_input(
-        "decomposing a net by coppice itself comes later; give --nets, a directory of trained sub-nets "
-        "with a nets.json");
-  if (!options.model.empty())
-    return runtime::bad_input("--nets names its own base net in nets.json; leave out --model " + options.model);
+// Makes the nets that --model asks for, in a directory under --out.
+runtime::Expected<SubnetsReport> decompose_model(const Options& options, const std::filesystem::path& nets) {
+  SubnetsOptions how = options.subnets;
+  how.model = options.model;
+  how.data = options.data;
+  how.groups = options.groups.value_or(how.groups);
+  const auto ranking = gpu::ranking_of(options.ranking);
+  if (!ranking) return runtime::bad_input("--" + ranking.error().what);
+  how.ranking = *ranking;
+  return make_subnets(how, nets);
+}
+
+runtime::Expected<void> write_page(const std::filesystem::path& file, const SubnetsReport& report) {
+  std::ofstream out(file, std::ios::trunc);
+  out << to_html(report);
+  if (!out.flush()) return runtime::failed("cannot write " + file.string());
+  return {};
+}
+
+runtime::Expected<void> decompose(Options options, const Shell& shell) {
+  if (options.nets.empty() == options.model.empty())
+    return runtime::bad_input("give --model, a trained net in ONNX, or --nets, a directory of sub-nets with a nets.json");
   const auto scheme = coding::scheme_of(options.scheme);
   if (!scheme) return runtime::bad_input("--scheme: " + scheme.error());
   if (auto writable = check_writable(options.out); !writable) return writable;
+  std::optional<SubnetsReport> made;
+  if (!options.model.empty()) {
+    options.nets = (std::filesystem::path(options.out) / "nets").string();
+    auto report = decompose_model(options, options.nets);
+    if (!report) return tl::unexpected(report.error());
+    made = std::move(*report);
+    const auto page = options.report.empty() ? std::filesystem::path(options.out) / "decomposition.html"
+                                             : std::filesystem::path(options.report);
+    if (auto written = write_page(page, *made); !written) return written;
+    if (!shell.json) std::fputs((to_text(*made) + "\n").c_str(), stdout);
+    if (const auto workers = std::ssize(made->groups) + options.subnets.companions; workers > coding::kWorkersMax)
+      return runtime::failed(std::to_string(workers) + " workers are more than one code takes, which is " +
+                             std::to_string(coding::kWorkersMax) + ": the nets are in " + options.nets + ", without a manifest");
+  }
   const auto nets = load_nets(options.nets);
   if (!nets) return tl::unexpected(nets.error());
   if (options.groups && *options.groups != static_cast<int>(nets->groups.size()))
@@ -116,11 +148,40 @@ runtime::Expected<void> decompose(const Options& options, const Shell& shell) {
   if (!assembly) return tl::unexpected(assembly.error());
   if (auto saved = runtime::save_model(assembly->model, options.out); !saved) return saved;
   if (shell.json) {
-    shell.print(document(*assembly, options.out));
+    auto json = document(*assembly, options.out);
+    if (made) json["decomposition"] = to_json(*made);
+    shell.print(json);
   } else {
     std::fputs(summary(*assembly, options.out).c_str(), stdout);
   }
   return {};
+}
+
+void add_subnet_options(CLI::App& command, Options& options) {
+  auto& subnets = options.subnets;
+  const char* group = "With --model";
+  command.add_option("--grouping", subnets.grouping, "similar, contiguous, or a JSON file [[0, 6], [1, 3], ...]")
+      ->capture_default_str()->group(group);
+  auto* flops = command.add_option("--flops", subnets.flops, "multiply-adds of each sub-net, as a share of the base's")
+                    ->check(CLI::Range(1e-4, 1.0))->capture_default_str()->group(group);
+  command.add_option("--accuracy-drop", subnets.accuracy_drop, "points held out: search the smallest --flops that keeps it")
+      ->check(CLI::Range(0.0, 100.0))->excludes(flops)->group(group);
+  command.add_option("--latency", subnets.latency, "estimated time of each sub-net, as a share of the base's")
+      ->check(CLI::Range(1e-3, 1.0))->capture_default_str()->group(group);
+  command.add_option("--ranking", options.ranking, "of channels: taylor, magnitude, apoz or random")->capture_default_str()->group(group);
+  const std::map<std::string, Retrain> kinds{{"joint", Retrain::joint}, {"alone", Retrain::alone}, {"none", Retrain::none}};
+  command.add_option("--retrain", subnets.retrain, "joint: one softmax over all; alone: each with \"other\"; none")
+      ->transform(CLI::CheckedTransformer(kinds, CLI::ignore_case))->group(group);
+  command.add_option("--companions", subnets.companions, "whole nets of a sub-net's size that stand in for it")
+      ->check(CLI::Range(0, 16))->capture_default_str()->group(group);
+  command.add_option("--epochs", subnets.epochs, "of retraining")->check(CLI::Range(1, 10'000))->capture_default_str()->group(group);
+  command.add_option("--peak", subnets.peak, "highest rate of the one-cycle")->check(CLI::PositiveNumber)->capture_default_str()->group(group);
+  command.add_option("--shift", subnets.augmentation.shift, "pixels of padding to crop from")->check(CLI::Range(0, 64))->capture_default_str()->group(group);
+  command.add_flag("--flip", subnets.augmentation.flip, "mirror half of the images")->group(group);
+  command.add_option("--held-out", subnets.held_out, "of the training images, for choices")->check(CLI::Range(1, 10'000'000))->capture_default_str()->group(group);
+  command.add_option("--seed", subnets.seed, "of everything drawn")->capture_default_str()->group(group);
+  command.add_option("--threads", subnets.threads, "of training")->check(CLI::Range(1, 1'024))->capture_default_str()->group(group);
+  command.add_option("--report", options.report, "the page to write; OUT/decomposition.html if left out")->group(group);
 }
 
 }  // namespace
@@ -130,7 +191,7 @@ void add_decompose(CLI::App& app, Shell& shell) {
   options->data = gpu::fashion_mnist_directory().string();
   auto* command =
       add_command(app, shell, "decompose", "Make a decomposed model: a net a worker and the code over their answers",
-                  "coppice decompose --nets apps/nets/fashion-mnist --scheme parity --out model/",
+                  "coppice decompose --model base.onnx --groups 5 --flops 0.1 --scheme parity --out model/",
                   [options, &shell] { return decompose(*options, shell); });
   command->add_option("--nets", options->nets, "directory of trained sub-nets with a nets.json")
       ->envname("COPPICE_NETS");
@@ -145,9 +206,10 @@ void add_decompose(CLI::App& app, Shell& shell) {
       ->envname("COPPICE_DATA")
       ->capture_default_str();
   command->add_option("--out", options->out, "directory to write manifest.json and the nets to")->required();
-  command->add_option("--model", options->model, "a net to decompose (comes later)");
+  command->add_option("--model", options->model, "a trained classifier to decompose, ONNX");
   command->add_option("--groups", options->groups, "into how many class groups")
-      ->check(CLI::Range(1, coding::kWorkersMax));
+      ->check(CLI::Range(1, coding::kClassesMax));
+  add_subnet_options(*command, *options);
 }
 
 }  // namespace coppice::apps

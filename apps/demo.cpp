@@ -9,6 +9,7 @@
 #include "apps/command.hpp"
 #include "apps/crossing.hpp"
 #include "apps/fault_schedule.hpp"
+#include "apps/from_scratch.hpp"
 #include "apps/inference_bench.hpp"
 #include "apps/local_cluster.hpp"
 #include "apps/progress.hpp"
@@ -27,7 +28,8 @@ using runtime::Expected;
 struct Options {
   std::string data, straggler = "worker=any:1,delay=pareto:2:10ms,p=0.05";
   std::int64_t requests = 2'000;
-  bool full = false, no_crossing = false;
+  bool full = false, no_crossing = false, from_scratch = false;
+  int threads = 2;
 };
 
 // The schemes of the table, in its order; "replicate" is two copies of the base net, shown as "whole".
@@ -298,12 +300,18 @@ Expected<void> demo(const Options& given, const Shell& shell) {
   Options options = given;
   if (auto faults = actors::parse_faults(options.straggler); !faults) return runtime::bad_input(faults.error());
   watch_signals();
-  const auto nets = shipped_nets();
-  if (!nets) return tl::unexpected(nets.error());
   const auto data = gpu::load_idx(options.data, gpu::Split::test);
   if (!data) return runtime::bad_input(data.error().what);
   if (options.full) options.requests = data->count();
   const auto cache = cache_directory();
+  if (options.from_scratch) {
+    FromScratchOptions how;
+    how.data = options.data;
+    how.threads = options.threads;
+    if (auto made = make_nets_from_scratch(how, cache / "nets", kSchemes); !made) return made;
+  }
+  const auto nets = options.from_scratch ? Expected<std::filesystem::path>(cache / "nets") : shipped_nets();
+  if (!nets) return tl::unexpected(nets.error());
 
   std::map<std::string, runtime::Model> models;
   for (const auto& scheme : kSchemes) {
@@ -355,6 +363,8 @@ void add_demo(CLI::App& app, Shell& shell) {
   command->add_option("--requests", options->requests, "a cell of the table")->check(CLI::Range(100, 10'000'000))->capture_default_str();
   command->add_flag("--full", options->full, "every test item in each cell; p99.9 is shown then");
   command->add_option("--straggler", options->straggler, "the straggler condition")->capture_default_str();
+  command->add_flag("--from-scratch", options->from_scratch, "train the base and decompose it first: 10 to 25 minutes on two cores");
+  command->add_option("--threads", options->threads, "of --from-scratch")->check(CLI::Range(1, 1'024))->capture_default_str();
   command->add_flag("--no-crossing", options->no_crossing, "leave out the larger nets of random weights");
 }
 

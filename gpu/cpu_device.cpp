@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "gpu/arena.hpp"
+#include "gpu/cpu_training.hpp"
 #include "gpu/device.hpp"
 
 namespace coppice::gpu {
@@ -365,6 +366,9 @@ class CpuDevice final : public Device {
     } catch (const dnnl::error& fault) {
       return unexpected(Error{ErrorCode::device_failed, net.name + ": oneDNN: " + fault.what()});
     }
+  }
+  Expected<std::unique_ptr<TrainableNet>> compile_training(const Network& net, const TrainingOptions& options) override {
+    return make_cpu_training(engine_, threads_, net, options);
   }
 
  private:

@@ -3,6 +3,7 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <cmath>
 #include <array>
 #include <memory>
 
@@ -120,6 +121,20 @@ Expected<Dataset> load_idx(const std::filesystem::path& directory, Split split) 
   if (!values) return unexpected(values.error());
   data.labels.assign(values->begin(), values->end());
   return data;
+}
+
+Normalisation measured(const Dataset& data, std::span<const std::int64_t> items) {
+  const auto size = elements(data.item);
+  double sum = 0, squares = 0;
+  for (const auto index : items)
+    for (std::int64_t i = 0; i < size; ++i) {
+      const double value = data.pixels[static_cast<std::size_t>(index * size + i)] / 255.0;
+      sum += value;
+      squares += value * value;
+    }
+  const double count = static_cast<double>(size) * static_cast<double>(std::max<std::size_t>(items.size(), 1));
+  const double mean = sum / count;
+  return {static_cast<float>(mean), static_cast<float>(std::sqrt(std::max(squares / count - mean * mean, 1e-12)))};
 }
 
 void item(const Dataset& data, std::int64_t index, const Normalisation& normalisation, std::span<float> out) {

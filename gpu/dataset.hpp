@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "gpu/network.hpp"
@@ -14,6 +15,7 @@ struct Dataset {
   Dims item;                         // {1, 28, 28}
   std::vector<std::uint8_t> pixels;  // [count, item]
   std::vector<std::uint16_t> labels;  // [count]
+  std::vector<std::string> class_names;  // or none
   std::int64_t count() const { return static_cast<std::int64_t>(labels.size()); }
 };
 
@@ -30,6 +32,8 @@ struct Normalisation {  // x = (pixel / 255 - mean) / deviation
   float mean = 0;
   float deviation = 1;
 };
+
+Normalisation measured(const Dataset& data, std::span<const std::int64_t> items);  // of their pixels
 
 // Item i as float32 [item], ready for a net.
 void item(const Dataset& data, std::int64_t index, const Normalisation& normalisation, std::span<float> out);

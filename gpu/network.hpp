@@ -105,6 +105,9 @@ std::int64_t parameters(const Network& net);
 // nodes that the output does not need dropped. REQUIRES: shapes infer.
 Network simplified(Network net);
 
+// The nodes that the last one needs, each reading what the identities before it read. REQUIRES: shapes infer.
+Network without_idle_nodes(Network net);
+
 // conv3x3-bn-relu pairs of the given widths with a 2x2 max pool after every second, then one dense layer; weights
 // drawn from a seeded He-normal distribution. For benchmarks of nets that nobody has trained.
 Network vgg(Dims input, const std::vector<int>& widths, int classes, std::uint64_t seed);

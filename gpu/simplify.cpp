@@ -7,30 +7,6 @@
 namespace coppice::gpu {
 namespace {
 
-// The nodes that the last one needs, each reading what the identities before it read.
-Network without_idle_nodes(Network net) {
-  std::vector<bool> needed(net.nodes.size() + 1, false);
-  needed.back() = true;
-  for (std::size_t i = net.nodes.size(); i-- > 0;)
-    if (needed[i + 1])
-      for (const int input : net.nodes[i].inputs) needed[static_cast<std::size_t>(input)] = true;
-
-  Network out{std::move(net.name), std::move(net.input), {}};
-  std::vector<int> renamed{0};  // old value -> new value
-  for (std::size_t i = 0; i < net.nodes.size(); ++i) {
-    Node& node = net.nodes[i];
-    for (int& input : node.inputs) input = renamed[static_cast<std::size_t>(input)];
-    const bool only_node = i + 1 == net.nodes.size() && out.nodes.empty();  // a net has at least one
-    if (needed[i + 1] && (!std::holds_alternative<Identity>(node.op) || only_node)) {
-      out.nodes.push_back(std::move(node));
-      renamed.push_back(static_cast<int>(out.nodes.size()));
-    } else {
-      renamed.push_back(needed[i + 1] ? node.inputs.front() : -1);
-    }
-  }
-  return out;
-}
-
 // The layer's output goes through the norm: one factor and one shift for each output channel.
 template <class Layer>
 void fold(Layer& layer, std::size_t outputs, const BatchNorm& norm) {
@@ -58,6 +34,29 @@ bool folded(Operator& before, const BatchNorm& norm) {
 }
 
 }  // namespace
+
+Network without_idle_nodes(Network net) {
+  std::vector<bool> needed(net.nodes.size() + 1, false);
+  needed.back() = true;
+  for (std::size_t i = net.nodes.size(); i-- > 0;)
+    if (needed[i + 1])
+      for (const int input : net.nodes[i].inputs) needed[static_cast<std::size_t>(input)] = true;
+
+  Network out{std::move(net.name), std::move(net.input), {}};
+  std::vector<int> renamed{0};  // old value -> new value
+  for (std::size_t i = 0; i < net.nodes.size(); ++i) {
+    Node& node = net.nodes[i];
+    for (int& input : node.inputs) input = renamed[static_cast<std::size_t>(input)];
+    const bool only_node = i + 1 == net.nodes.size() && out.nodes.empty();  // a net has at least one
+    if (needed[i + 1] && (!std::holds_alternative<Identity>(node.op) || only_node)) {
+      out.nodes.push_back(std::move(node));
+      renamed.push_back(static_cast<int>(out.nodes.size()));
+    } else {
+      renamed.push_back(needed[i + 1] ? node.inputs.front() : -1);
+    }
+  }
+  return out;
+}
 
 Network simplified(Network given) {
   Network net = without_idle_nodes(std::move(given));
