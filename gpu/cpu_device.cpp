@@ -367,8 +367,9 @@ class CpuDevice final : public Device {
       return unexpected(Error{ErrorCode::device_failed, net.name + ": oneDNN: " + fault.what()});
     }
   }
+
   Expected<std::unique_ptr<TrainableNet>> compile_training(const Network& net, const TrainingOptions& options) override {
-    return make_cpu_training(engine_, threads_, net, options);
+    return make_cpu_training(net, options, threads_);
   }
 
  private:

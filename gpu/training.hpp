@@ -16,6 +16,7 @@ namespace coppice::gpu {
 
 struct TrainingOptions {
   int batch = 128;
+  bool input_gradient = false;  // whether read_value_gradient(0) works; a training that does not ask saves the time
 };
 
 enum class Mode : std::uint8_t {
@@ -53,6 +54,7 @@ class TrainableNet {
   virtual Expected<void> update(const SgdStep& step) = 0;
 
   // Of the latest forward and backward: value 0 is the input, value i + 1 the output of node i; [batch, its dims].
+  // Where no gradient arrives (nothing that learns comes before, or no score after), the gradient reads as zero.
   virtual Expected<void> read_value(int value, std::span<float> out) const = 0;
   virtual Expected<void> read_value_gradient(int value, std::span<float> out) const = 0;
 

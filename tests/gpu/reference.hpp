@@ -42,8 +42,8 @@ struct Forward {  // of one item
       for (std::int64_t c = 0; c < per_group; ++c)
         for (std::int64_t y = 0; y < w.kernel_h; ++y)
           for (std::int64_t x = 0; x < w.kernel_w; ++x)
-            if (inside(top + y, left + x))
-              sum += at(o / outs * per_group + c, top + y, left + x) *
+            if (const auto row = top + y * w.dilation_h, column = left + x * w.dilation_w; inside(row, column))
+              sum += at(o / outs * per_group + c, row, column) *
                      conv.weight[static_cast<std::size_t>(((o * per_group + c) * w.kernel_h + y) * w.kernel_w + x)];
       out[i] = sum;
     });
@@ -65,8 +65,9 @@ struct Forward {  // of one item
     Values out(static_cast<std::size_t>(elements(to)));
     slide(pool.window, [&](std::size_t i, std::int64_t c, std::int64_t top, std::int64_t left) {
       double sum = 0, count = 0;
-      for (std::int64_t y = top; y < top + pool.window.kernel_h; ++y)
-        for (std::int64_t x = left; x < left + pool.window.kernel_w; ++x) {
+      const auto& w = pool.window;
+      for (std::int64_t y = top; y < top + w.kernel_h * w.dilation_h; y += w.dilation_h)
+        for (std::int64_t x = left; x < left + w.kernel_w * w.dilation_w; x += w.dilation_w) {
           if (inside(y, x)) sum += at(c, y, x);
           if (inside(y, x) || pool.count_padding) ++count;
         }

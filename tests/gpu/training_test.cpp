@@ -146,7 +146,7 @@ TEST(Training, AStepOfNesterovWithDecayAndAverage) {
   const std::vector<float> input{2}, one{1};
   std::vector<float> scores(1);
   SgdStep sgd{0.1F, 0.9F, 0.01F, true, 0.75F};
-  float w = start[0], bias = start[1], v = 0, u = 0, average = w;
+  float w = start[0], bias = start[1], v = 0, u = 0, average = 0;
   for (int i = 0; i < 3; ++i) {
     ASSERT_TRUE(runs->forward(input, scores, Mode::train));
     ASSERT_TRUE(runs->backward(one));
@@ -156,7 +156,7 @@ TEST(Training, AStepOfNesterovWithDecayAndAverage) {
     w -= 0.1F * (g + 0.9F * v);
     u = 0.9F * u + 1;
     bias -= 0.1F * (1 + 0.9F * u);
-    average = 0.75F * average + 0.25F * w;
+    average = i == 0 ? w : 0.75F * average + 0.25F * w;
   }
   const auto state = runs->state().value();
   EXPECT_NEAR(state.weights[0], w, 1e-5);

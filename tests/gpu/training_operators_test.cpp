@@ -1,0 +1,307 @@
+// Gradients of each operator alone and of whole nets, against differences of the double-precision reference.
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <functional>
+#include <limits>
+
+#include "gpu/training.hpp"
+#include "tests/gpu/builder.hpp"
+#include "tests/gpu/training_reference.hpp"
+
+namespace coppice::gpu {
+namespace {
+
+using reference::Batch;
+
+constexpr double kForward = 5e-5, kGradient = 5e-4;  // relative to the largest expected number
+constexpr int kSampled = 6;                          // parameters, and inputs, of each net whose gradients are checked
+
+std::unique_ptr<TrainableNet> trainable(const Network& net, int batch, int threads = 1) {
+  auto device = make_cpu_device({threads});
+  EXPECT_TRUE(device) << device.error().what;
+  auto made = (*device)->compile_training(net, {.batch = batch, .input_gradient = true});
+  EXPECT_TRUE(made) << made.error().what;
+  return made ? std::move(*made) : nullptr;
+}
+
+// Every number that learns or runs along, in the order of TrainingState.
+std::vector<float*> parameters_of(Network& net) {
+  std::vector<float*> out;
+  const auto take = [&](std::vector<float>& values) {
+    for (float& value : values) out.push_back(&value);
+  };
+  for (auto& node : net.nodes) {
+    if (auto* c = std::get_if<Convolution>(&node.op)) take(c->weight), take(c->bias);
+    if (auto* d = std::get_if<Dense>(&node.op)) take(d->weight), take(d->bias);
+    if (auto* b = std::get_if<BatchNorm>(&node.op)) take(b->scale), take(b->shift), take(b->mean), take(b->variance);
+  }
+  return out;
+}
+bool is_statistic(Network& net, const float* parameter) {
+  const auto in = [&](std::vector<float>& v) { return parameter >= v.data() && parameter < v.data() + v.size(); };
+  for (auto& node : net.nodes)
+    if (auto* b = std::get_if<BatchNorm>(&node.op); b && (in(b->mean) || in(b->variance))) return true;
+  return false;
+}
+
+// d f / d x by central differences; not a number where a kink lies between the points.
+template <class Number, class Function>
+double difference(Number& x, Function f) {
+  const Number before = x;
+  const auto slope = [&](double step) {
+    x = static_cast<Number>(static_cast<double>(before) + step);
+    const double up = f(), high = static_cast<double>(x);
+    x = static_cast<Number>(static_cast<double>(before) - step);
+    const double down = f(), low = static_cast<double>(x);
+    x = before;
+    return (up - down) / (high - low);
+  };
+  const double wide = slope(0x1p-17), narrow = slope(0x1p-19);
+  const bool smooth = std::abs(wide - narrow) < 1e-4 * std::max(1.0, std::abs(wide));
+  return smooth ? narrow : std::numeric_limits<double>::quiet_NaN();
+}
+
+struct Case {
+  Network net;
+  int batch;
+  Mode mode;
+  std::vector<float> input, score_weights;
+};
+
+Case draw_case(Network net, int batch, Mode mode, std::uint64_t seed) {
+  const auto scores = elements(infer_shapes(net)->back()) * batch;
+  auto input = random_input(net, batch, seed);
+  return {std::move(net), batch, mode, std::move(input), NetSampler(seed + 1).floats(scores)};
+}
+
+void check_parameters(Case& c, TrainableNet& net, NetSampler& sample) {
+  std::vector<float> gradients(static_cast<std::size_t>(net.parameter_elements()));
+  RC_ASSERT(net.read_gradients(gradients).has_value());
+  const auto parameters = parameters_of(c.net);
+  RC_ASSERT(parameters.size() == gradients.size());
+  double scale = 1;
+  for (const float g : gradients) scale = std::max(scale, std::abs(static_cast<double>(g)));
+  const auto input = reference::to_batch(c.input, static_cast<std::size_t>(c.batch));
+  for (int i = 0; i < kSampled && !parameters.empty(); ++i) {
+    const auto at = static_cast<std::size_t>(sample.number(0, std::ssize(parameters) - 1));
+    if (is_statistic(c.net, parameters[at])) {
+      RC_ASSERT(gradients[at] == 0.0F);
+      continue;
+    }
+    const double expected =
+        difference(*parameters[at], [&] { return reference::weighted_scores(c.net, input, c.mode, c.score_weights); });
+    if (!std::isnan(expected)) RC_ASSERT(std::abs(gradients[at] - expected) < kGradient * scale);
+  }
+}
+
+void check_input(Case& c, TrainableNet& net, NetSampler& sample) {
+  std::vector<float> gradients(c.input.size());
+  RC_ASSERT(net.read_value_gradient(0, gradients).has_value());
+  double scale = 1;
+  for (const float g : gradients) scale = std::max(scale, std::abs(static_cast<double>(g)));
+  auto input = reference::to_batch(c.input, static_cast<std::size_t>(c.batch));
+  for (int i = 0; i < kSampled; ++i) {
+    const auto at = static_cast<std::size_t>(sample.number(0, std::ssize(gradients) - 1));
+    double& x = input[at / input[0].size()][at % input[0].size()];
+    const double expected =
+        difference(x, [&] { return reference::weighted_scores(c.net, input, c.mode, c.score_weights); });
+    if (!std::isnan(expected)) RC_ASSERT(std::abs(gradients[at] - expected) < kGradient * scale);
+  }
+}
+
+// Every value forward, then gradients of parameters and of the input.
+void check(Case c, std::uint64_t seed) {
+  const auto net = trainable(c.net, c.batch);
+  RC_ASSERT(net != nullptr);
+  std::vector<float> scores(c.score_weights.size());
+  RC_ASSERT(net->forward(c.input, scores, c.mode).has_value());
+  const auto expected =
+      reference::all_values(c.net, reference::to_batch(c.input, static_cast<std::size_t>(c.batch)), c.mode);
+  RC_ASSERT(reference::error(scores, reference::flattened(expected.back())) < kForward);
+  for (std::size_t v = 0; v < expected.size(); ++v) {
+    const auto wanted = reference::flattened(expected[v]);
+    std::vector<float> got(wanted.size());
+    RC_ASSERT(net->read_value(static_cast<int>(v), got).has_value());
+    RC_ASSERT(reference::error(got, wanted) < kForward);
+  }
+  RC_ASSERT(net->backward(c.score_weights).has_value());
+  NetSampler sample(seed);
+  check_parameters(c, *net, sample);
+  check_input(c, *net, sample);
+}
+
+// What `append` puts onto an image of random size learns as it should, alone and behind a convolution.
+void holds(const std::function<void(Builder&)>& append, bool image = true) {
+  const auto seed = *rc::gen::arbitrary<std::uint64_t>();
+  const auto batch = *rc::gen::inRange(2, 5);
+  const auto mode = *rc::gen::element(Mode::train, Mode::evaluate);
+  Builder b({}, seed);
+  b.net.input = image ? Dims{b.draw(1, 20), b.draw(1, 8), b.draw(1, 8)} : Dims{b.draw(1, 20)};
+  append(b);
+  check(draw_case(b.net, batch, mode, seed + 1), seed + 2);
+}
+
+int last(const Builder& b) { return static_cast<int>(b.net.nodes.size()); }
+
+RC_GTEST_PROP(TrainingOperators, Convolution, ()) {
+  holds([](Builder& b) { b.conv(0, b.window(false), b.draw(1, 20), 1, b.toss()); });
+}
+
+RC_GTEST_PROP(TrainingOperators, ConvolutionInGroups, ()) {
+  holds([](Builder& b) {
+    const auto groups = b.draw(1, 6);
+    b.net.input[0] = groups * b.draw(1, 5);
+    b.conv(0, b.window(false), groups * b.draw(1, 5), groups, b.toss());
+  });
+}
+
+RC_GTEST_PROP(TrainingOperators, DepthwiseConvolution, ()) {
+  holds([](Builder& b) { b.conv(0, b.window(false), b.net.input[0], b.net.input[0], b.toss()); });
+}
+
+RC_GTEST_PROP(TrainingOperators, DilatedConvolution, ()) {
+  holds([](Builder& b) {
+    Window w{2, 2, b.draw(1, 2), b.draw(1, 2), 2, 2, 2, 2, b.draw(1, 3), b.draw(1, 3)};
+    b.conv(0, w, b.draw(1, 20), 1, b.toss());
+  });
+}
+
+RC_GTEST_PROP(TrainingOperators, BatchNorm, ()) {
+  holds([](Builder& b) {
+    int at = b.toss() ? b.conv3x3(0, b.draw(1, 20)) : 0;
+    at = b.norm(at);
+    if (b.toss()) at = b.relu(at);
+    if (b.toss()) b.conv3x3(at, 3);
+  });
+}
+
+RC_GTEST_PROP(TrainingOperators, BatchNormOfAVector, ()) {
+  holds(
+      [](Builder& b) {
+        const int at = b.norm(b.dense(0, b.draw(1, 20)));
+        if (b.toss()) b.dense(b.relu(at), 4);
+      },
+      false);
+}
+
+RC_GTEST_PROP(TrainingOperators, Relu, ()) {
+  holds([](Builder& b) { b.relu(b.toss() ? b.conv3x3(0, b.draw(1, 20)) : 0); });
+}
+
+RC_GTEST_PROP(TrainingOperators, Clip, ()) {
+  holds([](Builder& b) { b.push(Clip{-0.5F, 0.7F}, {b.toss() ? b.conv3x3(0, b.draw(1, 20)) : 0}); });
+}
+
+RC_GTEST_PROP(TrainingOperators, MaxPool, ()) {
+  holds([](Builder& b) { b.push(MaxPool{b.window(true)}, {b.toss() ? b.conv3x3(0, b.draw(1, 20)) : 0}); });
+}
+
+RC_GTEST_PROP(TrainingOperators, AveragePool, ()) {
+  holds([](Builder& b) {
+    b.push(AveragePool{b.window(true), b.toss()}, {b.toss() ? b.conv3x3(0, b.draw(1, 20)) : 0});
+  });
+}
+
+RC_GTEST_PROP(TrainingOperators, GlobalAveragePool, ()) {
+  holds([](Builder& b) { b.dense(b.flatten(b.push(GlobalAveragePool{}, {b.conv3x3(0, b.draw(1, 20))})), 3); });
+}
+
+RC_GTEST_PROP(TrainingOperators, Dense, ()) {
+  holds([](Builder& b) { b.dense(b.dense(0, b.draw(1, 20), b.toss()), b.draw(1, 20), b.toss()); }, false);
+}
+
+RC_GTEST_PROP(TrainingOperators, FlattenReshapeIdentity, ()) {
+  holds([](Builder& b) {
+    const int conv = b.conv3x3(0, b.draw(1, 20));
+    const int flat = b.identity(b.flatten(b.identity(conv)));
+    const Dims image = b.shape(conv);
+    const int turned = b.push(Reshape{{image[1], image[0], image[2]}}, {flat});
+    if (b.toss()) b.conv3x3(turned, 3);
+  });
+}
+
+RC_GTEST_PROP(TrainingOperators, AddOfTwoBranches, ()) {
+  holds([](Builder& b) {
+    const auto channels = b.draw(1, 20);
+    const int trunk = b.toss() ? b.relu(b.conv3x3(0, channels)) : b.conv3x3(0, channels);
+    int at = b.add(b.conv3x3(trunk, channels), b.toss() ? trunk : b.conv3x3(0, channels));
+    if (b.toss()) at = b.relu(at);
+    if (b.toss()) at = b.add(at, trunk);
+    if (b.toss()) b.add(at, at);
+  });
+}
+
+RC_GTEST_PROP(TrainingOperators, AddThatRepeats, ()) {
+  holds([](Builder& b) {
+    const auto c = b.draw(1, 5), h = b.draw(1, 4), w = b.draw(1, 4);
+    b.net.input = {c, h, w};
+    const int left = b.conv3x3(0, c);
+    const int column = b.push(Reshape{{c, 1, 1}}, {b.dense(b.flatten(0), c)});
+    const int row = b.dense(b.flatten(left), w);
+    const int first = b.toss() ? b.add(left, column) : b.add(column, left);
+    b.add(b.toss() ? first : b.add(row, column), row);
+  });
+}
+
+RC_GTEST_PROP(TrainingOperators, Concat, ()) {
+  holds([](Builder& b) {
+    const int axis = static_cast<int>(b.draw(0, 2));
+    const auto channels = b.draw(1, 20);
+    const int a = b.conv3x3(0, channels);
+    std::vector<int> inputs{a, b.relu(a)};
+    if (b.toss()) inputs.push_back(b.conv3x3(0, axis == 0 ? b.draw(1, 20) : channels));
+    if (b.toss()) inputs.push_back(a);
+    const int joined = b.push(Concat{axis}, inputs);
+    if (b.toss()) b.conv3x3(joined, 3);
+  });
+}
+
+RC_GTEST_PROP(TrainingOperators, Slice, ()) {
+  holds([](Builder& b) {
+    const int at = b.conv3x3(0, b.toss() ? 32 : b.draw(2, 20));
+    const Dims dims = b.shape(at);
+    const int axis = dims[1] > 1 && b.toss() ? 1 : 0;
+    const auto size = dims[static_cast<std::size_t>(axis)], cut = size == 32 ? 16 : b.draw(1, size - 1);
+    const int low = b.push(Slice{axis, 0, cut}, {at}), high = b.push(Slice{axis, cut, size}, {at});
+    if (b.toss())
+      b.push(Concat{axis}, {high, b.relu(low), at});
+    else
+      b.conv3x3(high, 3);
+  });
+}
+
+RC_GTEST_PROP(TrainingOperators, Transpose, ()) {
+  holds([](Builder& b) {
+    std::vector<int> order{0, 1, 2};
+    std::shuffle(order.begin(), order.end(), std::mt19937_64(static_cast<std::uint64_t>(b.draw(0, 1000))));
+    const int turned = b.push(Transpose{order}, {b.conv3x3(0, b.draw(1, 20))});
+    if (b.toss()) b.conv3x3(turned, 3);
+  });
+}
+
+RC_GTEST_PROP(TrainingOperators, ChannelShuffle, ()) {
+  holds([](Builder& b) {
+    const auto groups = b.draw(1, 4);
+    b.push(ChannelShuffle{groups}, {b.conv3x3(0, groups * b.draw(1, 8))});
+    b.conv3x3(last(b), 3);
+  });
+}
+
+RC_GTEST_PROP(TrainingOperators, Constant, ()) {
+  holds([](Builder& b) {
+    const int at = b.conv3x3(0, b.draw(1, 20));
+    const Dims dims = b.shape(at);
+    b.add(at, b.push(Constant{dims, b.sample.floats(elements(dims))}, {}));
+  });
+}
+
+RC_GTEST_PROP(TrainingNets, Random, ()) {
+  const auto seed = *rc::gen::arbitrary<std::uint64_t>();
+  const auto mode = *rc::gen::element(Mode::train, Mode::evaluate);
+  const auto net = random_net(seed, *rc::gen::inRange(1, 9));
+  check(draw_case(net, *rc::gen::inRange(2, 4), mode, seed + 1), seed + 2);
+}
+
+}  // namespace
+}  // namespace coppice::gpu
