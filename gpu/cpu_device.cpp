@@ -369,7 +369,7 @@ class CpuDevice final : public Device {
   }
 
   Expected<std::unique_ptr<TrainableNet>> compile_training(const Network& net, const TrainingOptions& options) override {
-    return make_cpu_training(net, options, threads_);
+    return make_cpu_training(net, options, options.threads > 0 ? options.threads : threads_);
   }
 
  private:

@@ -22,6 +22,7 @@ enum class ErrorCode : std::uint8_t {
   shape_mismatch,        // tensors whose sizes do not fit one another
   device_unavailable,    // no driver, no plug-in, no such ordinal
   device_failed,         // the library under the device reported an error
+  stopped,               // the caller asked for it: long work that can be taken up again
 };
 
 struct Error {

@@ -4,256 +4,322 @@
 #include <atomic>
 #include <barrier>
 #include <chrono>
-#include <cmath>
-#include <mutex>
-#include <numbers>
+#include <deque>
+#include <memory>
 #include <numeric>
-#include <optional>
-#include <random>
-#include <string>
 #include <thread>
 #include <utility>
+
+#include "gpu/augment.hpp"
+#include "gpu/checkpoint.hpp"
 
 namespace coppice::gpu {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
+double seconds_since(Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); }
 
-double seconds_since(Clock::time_point begun) { return std::chrono::duration<double>(Clock::now() - begun).count(); }
-
-// Batches without end: each epoch is a new order; what does not fill a batch is left to the next epoch's luck.
-class Batches {
- public:
-  Batches(const Dataset& data, std::span<const std::int64_t> items, const TrainerOptions& options)
-      : data_(data), options_(options), order_(items.begin(), items.end()), random_(options.seed), next_(order_.size()) {
-    const auto batch = at(options.batch);
-    images.resize(batch * at(elements(data.item)));
-    indices.resize(batch);
-    labels.resize(batch);
-  }
-
-  void advance() {
-    const auto batch = at(options_.batch);
-    if (next_ + batch > order_.size()) {
-      shuffle();
-      next_ = 0;
-    }
-    const auto size = at(elements(data_.item));
-    for (std::size_t i = 0; i < batch; ++i) {
-      indices[i] = order_[next_ + i];
-      labels[i] = data_.labels[at(indices[i])];
-      put(indices[i], std::span(images).subspan(i * size, size));
-    }
-    next_ += batch;
-  }
-
-  std::vector<float> images;
-  std::vector<std::int64_t> indices;
-  std::vector<std::uint16_t> labels;
-
- private:
-  // Not std::shuffle: its order is the library's own affair, and a seed should mean the same everywhere.
-  std::uint64_t below(std::uint64_t bound) { return random_() % bound; }
-  void shuffle() {
-    for (std::size_t i = order_.size(); i-- > 1;) std::swap(order_[i], order_[below(i + 1)]);
-  }
-
-  void put(std::int64_t index, std::span<float> out) {
-    const auto& a = options_.augmentation;
-    const auto reach = static_cast<std::uint64_t>(2 * a.shift + 1);
-    const auto down = static_cast<std::int64_t>(a.shift > 0 ? below(reach) : 0) - a.shift;
-    const auto right = static_cast<std::int64_t>(a.shift > 0 ? below(reach) : 0) - a.shift;
-    const bool flip = a.flip && below(2) == 1;
-    const auto height = data_.item.size() == 3 ? data_.item[1] : 1, width = data_.item.back();
-    const auto planes = elements(data_.item) / (height * width);
-    const auto* pixels = data_.pixels.data() + at(index * elements(data_.item));
-    const auto normal = [&](std::uint8_t pixel) {
-      return (static_cast<float>(pixel) / 255.0F - options_.normalisation.mean) / options_.normalisation.deviation;
-    };
-    const float dark = normal(0);
-    auto* to = out.data();
-    for (std::int64_t c = 0; c < planes; ++c)
-      for (std::int64_t y = 0; y < height; ++y)
-        for (std::int64_t x = 0; x < width; ++x) {
-          const auto from_y = y + down, from_x = (flip ? width - 1 - x : x) + right;
-          const bool inside = from_y >= 0 && from_y < height && from_x >= 0 && from_x < width;
-          *to++ = inside ? normal(pixels[(c * height + from_y) * width + from_x]) : dark;
-        }
-  }
-
-  const Dataset& data_;
-  const TrainerOptions& options_;
-  std::vector<std::int64_t> order_;
-  std::mt19937_64 random_;
-  std::size_t next_;
-};
-
-// Nets shared out among threads, which go through the phases of a step together.
+// Threads that share a number of pieces of work out among themselves and the caller, again and again.
 class Crew {
  public:
-  using Work = std::function<Expected<void>(std::size_t net)>;
-
-  Crew(const std::vector<Network>& nets, int threads) : share_(at(std::min<std::int64_t>(threads, std::ssize(nets)))) {
-    // The dearest first, each to whoever has least.
-    std::vector<std::size_t> order(nets.size());
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    std::ranges::stable_sort(order, std::greater<>{}, [&](std::size_t n) { return multiply_adds(nets[n]); });
-    std::vector<std::int64_t> load(share_.size(), 0);
-    for (const auto net : order) {
-      const auto least = at(std::ranges::min_element(load) - load.begin());
-      load[least] += multiply_adds(nets[net]);
-      share_[least].push_back(net);
-    }
-    gate_.emplace(std::ssize(share_));
-    for (std::size_t t = 1; t < share_.size(); ++t) threads_.emplace_back([this, t] { serve(t); });
+  explicit Crew(int threads) : gate_(threads) {
+    for (int i = 1; i < threads; ++i)
+      helpers_.emplace_back([this] {
+        for (;;) {
+          gate_.arrive_and_wait();
+          if (!work_) return;
+          take();
+          gate_.arrive_and_wait();
+        }
+      });
+  }
+  ~Crew() {
+    work_ = nullptr;
+    if (!helpers_.empty()) gate_.arrive_and_wait();
   }
   Crew(const Crew&) = delete;
   Crew& operator=(const Crew&) = delete;
-  ~Crew() {
-    if (share_.size() < 2) return;
-    work_ = nullptr;
-    gate_->arrive_and_wait();
-  }
 
-  Expected<void> run(const Work& work) {
-    fault_.reset();
+  // Calls work(0) to work(count - 1), each once, and returns when all have.
+  void run(std::size_t count, const std::function<void(std::size_t)>& work) {
+    next_ = 0;
+    count_ = count;
     work_ = &work;
-    if (share_.size() > 1) gate_->arrive_and_wait();
-    part(0);
-    if (share_.size() > 1) gate_->arrive_and_wait();
-    if (fault_) return unexpected(*fault_);
-    return {};
+    if (!helpers_.empty()) gate_.arrive_and_wait();
+    take();
+    if (!helpers_.empty()) gate_.arrive_and_wait();
   }
 
  private:
-  void serve(std::size_t thread) {
-    for (;;) {
-      gate_->arrive_and_wait();
-      if (!work_) return;
-      part(thread);
-      gate_->arrive_and_wait();
-    }
+  void take() {
+    for (std::size_t i = next_++; i < count_; i = next_++) (*work_)(i);
   }
-  void part(std::size_t thread) {
-    for (const auto net : share_[thread])
-      if (auto done = (*work_)(net); !done) {
-        const std::scoped_lock lock(fault_mutex_);
-        fault_ = done.error();
+
+  std::barrier<> gate_;  // passed before each round and after it
+  std::atomic<std::size_t> next_{0};
+  std::size_t count_ = 0;
+  const std::function<void(std::size_t)>* work_ = nullptr;
+  std::vector<std::jthread> helpers_;
+};
+
+// One of the nets, with its part of every batch.
+struct Pupil {
+  std::unique_ptr<TrainableNet> net;
+  std::size_t outputs = 0;  // of one item
+  std::vector<float> scores, gradients;
+  Expected<void> result;
+};
+
+class Training {
+ public:
+  Training(const Dataset& data, std::span<const std::int64_t> items, const LossFunction& loss,
+           const TrainerOptions& options, int crew)
+      : data_(data), items_(items), loss_(loss), options_(options), crew_(crew) {
+    steps_per_epoch_ = std::max<std::int64_t>(std::ssize(items) / options.batch, 1);
+    steps_ = steps_per_epoch_ * options.epochs;
+  }
+
+  Expected<void> prepare(Device& device, const std::vector<Network>& nets, int threads) {
+    std::size_t outputs = 0;
+    for (const auto& net : nets) {
+      auto made = device.compile_training(net, {.batch = options_.batch, .threads = threads});
+      if (!made) return unexpected(made.error());
+      auto& pupil = pupils_.emplace_back();
+      pupil.net = std::move(*made);
+      pupil.scores.resize(static_cast<std::size_t>(pupil.net->output_elements()));
+      pupil.gradients.resize(pupil.scores.size());
+      pupil.outputs = pupil.scores.size() / batch();
+      outputs += pupil.scores.size();
+    }
+    scores_.resize(outputs);
+    gradients_.resize(outputs);
+    images_.resize(batch() * static_cast<std::size_t>(elements(data_.item)));
+    labels_.resize(batch());
+    indices_.resize(batch());
+    fingerprint_ = options_.checkpoint.empty() ? Fingerprint{} : fingerprint(nets, data_, items_, options_);
+    return resume();
+  }
+
+  Expected<Trained> run() {
+    begun_ = told_ = saved_ = Clock::now();
+    first_ = step_;
+    while (step_ < steps_) {
+      if (auto stepped = take_step(); !stepped) return unexpected(stepped.error());
+      if (auto done = look_around(); !done) return unexpected(done.error());
+    }
+    auto nets = networks();
+    if (!nets) return unexpected(nets.error());
+    return Trained{std::move(*nets), recent_loss(), seconds_since(begun_)};
+  }
+
+ private:
+  static constexpr std::size_t kRecent = 100;  // steps
+
+  std::size_t batch() const { return static_cast<std::size_t>(options_.batch); }
+
+  // ---- a step ------------------------------------------------------------------------------------------------------
+
+  Expected<void> take_step() {
+    draw_batch();
+    if (auto done = each([&](Pupil& pupil) { return pupil.net->forward(images_, pupil.scores, Mode::train); }); !done)
+      return done;
+    gather();
+    std::fill(gradients_.begin(), gradients_.end(), 0.0F);
+    const auto loss = loss_({images_, indices_, labels_, step_, steps_}, scores_, gradients_);
+    if (!loss) return unexpected(loss.error());
+    remember(*loss);
+    scatter();
+    SgdStep sgd = options_.sgd;
+    sgd.rate = options_.schedule.rate(step_, steps_);
+    const auto age = static_cast<float>(step_);
+    sgd.average_decay = std::min(sgd.average_decay, (1 + age) / (10 + age));
+    if (options_.sgd.average_decay <= 0) sgd.average_decay = 0;
+    auto done = each([&](Pupil& pupil) {
+      auto back = pupil.net->backward(pupil.gradients);
+      return back ? pupil.net->update(sgd) : back;
+    });
+    if (done) ++step_;
+    return done;
+  }
+
+  template <class Work>
+  Expected<void> each(Work work) {
+    crew_.run(pupils_.size(), [&](std::size_t i) { pupils_[i].result = work(pupils_[i]); });
+    for (auto& pupil : pupils_)
+      if (!pupil.result) return pupil.result;
+    return {};
+  }
+
+  void draw_batch() {
+    const auto epoch = step_ / steps_per_epoch_, in_epoch = step_ % steps_per_epoch_;
+    if (epoch != epoch_of_order_) {
+      order_ = shuffled(std::ssize(items_), options_.seed, epoch);
+      epoch_of_order_ = epoch;
+    }
+    for (std::size_t i = 0; i < batch(); ++i) {
+      const auto at = (static_cast<std::size_t>(in_epoch) * batch() + i) % order_.size();
+      indices_[i] = items_[static_cast<std::size_t>(order_[at])];
+      labels_[i] = data_.labels[static_cast<std::size_t>(indices_[i])];
+    }
+    augmented(data_, indices_, options_.normalisation, options_.augmentation, options_.seed, step_, images_);
+  }
+
+  // The nets' scores of each item stand side by side; and back.
+  void gather() {
+    auto to = scores_.begin();
+    for (std::size_t i = 0; i < batch(); ++i)
+      for (const auto& pupil : pupils_) to = std::copy_n(&pupil.scores[i * pupil.outputs], pupil.outputs, to);
+  }
+  void scatter() {
+    auto from = gradients_.cbegin();
+    for (std::size_t i = 0; i < batch(); ++i)
+      for (auto& pupil : pupils_) {
+        std::copy_n(from, pupil.outputs, &pupil.gradients[i * pupil.outputs]);
+        from += static_cast<std::ptrdiff_t>(pupil.outputs);
       }
   }
 
-  std::vector<std::vector<std::size_t>> share_;
-  std::optional<std::barrier<>> gate_;
-  const Work* work_ = nullptr;
-  std::mutex fault_mutex_;
-  std::optional<Error> fault_;
-  std::vector<std::jthread> threads_;  // last: they end first
+  // ---- between steps -----------------------------------------------------------------------------------------------
+
+  Expected<void> look_around() {
+    const bool last = step_ == steps_;
+    if (last || seconds_since(told_) >= 0.1) tell();
+    const bool stopping = !last && options_.stop && options_.stop();
+    if (last || stopping || seconds_since(saved_) >= options_.checkpoint_every_seconds)
+      if (auto saved = save(); !saved) return saved;
+    if (step_ % steps_per_epoch_ == 0)
+      if (auto reported = report(); !reported) return reported;
+    if (!stopping) return {};
+    const auto taken = std::to_string(step_) + " of " + std::to_string(steps_) + " steps";
+    return unexpected(
+        Error{ErrorCode::stopped, "stopped after " + taken +
+                                      (options_.checkpoint.empty() ? "; without a checkpoint they are lost"
+                                                                   : "; go on from " + options_.checkpoint.string())});
+  }
+
+  void tell() {
+    told_ = Clock::now();
+    if (!options_.progress) return;
+    TrainingProgress progress{step_, steps_, epoch_now(), options_.epochs, recent_loss(), 0, 0};
+    const double spent = seconds_since(begun_) - reporting_seconds_;
+    const auto images = static_cast<double>((step_ - first_) * options_.batch);
+    if (spent > 0 && images > 0) {
+      progress.images_per_second = images / spent;
+      progress.seconds_left = static_cast<double>((steps_ - step_) * options_.batch) / progress.images_per_second;
+    }
+    options_.progress(progress);
+  }
+
+  Expected<void> report() {
+    const double loss = epoch_steps_ > 0 ? epoch_loss_ / static_cast<double>(epoch_steps_) : 0;
+    epoch_loss_ = 0;
+    epoch_steps_ = 0;
+    if (!options_.after_epoch) return {};
+    const auto since = Clock::now();
+    auto nets = networks();
+    if (!nets) return unexpected(nets.error());
+    auto done =
+        options_.after_epoch({static_cast<int>(step_ / steps_per_epoch_), options_.epochs, loss, std::move(*nets)});
+    reporting_seconds_ += seconds_since(since);
+    return done;
+  }
+
+  int epoch_now() const { return static_cast<int>((step_ - 1) / steps_per_epoch_) + 1; }
+
+  void remember(double loss) {
+    recent_.push_back(loss);
+    if (recent_.size() > kRecent) recent_.pop_front();
+    epoch_loss_ += loss;
+    ++epoch_steps_;
+  }
+  double recent_loss() const {
+    return recent_.empty() ? 0
+                           : std::accumulate(recent_.begin(), recent_.end(), 0.0) / static_cast<double>(recent_.size());
+  }
+
+  Expected<std::vector<Network>> networks() const {
+    std::vector<Network> out;
+    for (const auto& pupil : pupils_) {
+      auto net = pupil.net->network(options_.sgd.average_decay > 0);
+      if (!net) return unexpected(net.error());
+      out.push_back(std::move(*net));
+    }
+    return out;
+  }
+
+  // ---- checkpoints -------------------------------------------------------------------------------------------------
+
+  Expected<void> save() {
+    saved_ = Clock::now();
+    if (options_.checkpoint.empty()) return {};
+    Checkpoint checkpoint{fingerprint_, step_, {}};
+    for (const auto& pupil : pupils_) {
+      auto state = pupil.net->state();
+      if (!state) return unexpected(state.error());
+      checkpoint.nets.push_back(std::move(*state));
+    }
+    return save_checkpoint(options_.checkpoint, checkpoint);
+  }
+
+  Expected<void> resume() {
+    if (options_.checkpoint.empty()) return {};
+    std::vector<std::int64_t> parameters;
+    for (const auto& pupil : pupils_) parameters.push_back(pupil.net->parameter_elements());
+    const auto found = load_checkpoint(options_.checkpoint, fingerprint_, parameters);
+    if (!found) return unexpected(found.error());
+    if (!*found) return {};
+    step_ = std::min((*found)->step, steps_);
+    for (std::size_t i = 0; i < pupils_.size(); ++i)
+      if (auto restored = pupils_[i].net->restore((*found)->nets[i]); !restored) return restored;
+    return {};
+  }
+
+  const Dataset& data_;
+  std::span<const std::int64_t> items_;
+  const LossFunction& loss_;
+  const TrainerOptions& options_;
+  Crew crew_;
+  std::vector<Pupil> pupils_;
+  std::int64_t step_ = 0, steps_ = 0, steps_per_epoch_ = 1, first_ = 0;
+  std::vector<std::int64_t> order_, indices_;
+  std::int64_t epoch_of_order_ = -1;
+  std::vector<std::uint16_t> labels_;
+  std::vector<float> images_, scores_, gradients_;  // of all nets
+  std::deque<double> recent_;
+  double epoch_loss_ = 0, reporting_seconds_ = 0;
+  std::int64_t epoch_steps_ = 0;
+  Fingerprint fingerprint_;
+  Clock::time_point begun_, told_, saved_;
 };
+
+Expected<void> check(const std::vector<Network>& nets, const Dataset& data, std::span<const std::int64_t> items,
+                     const TrainerOptions& options) {
+  const auto wrong = [](const std::string& why) {
+    return unexpected(Error{ErrorCode::shape_mismatch, "train: " + why});
+  };
+  if (nets.empty()) return wrong("there are no nets");
+  if (items.empty()) return wrong("there are no items");
+  if (options.epochs < 1 || options.batch < 1 || options.threads < 1)
+    return wrong("epochs, batch and threads are at least 1");
+  for (const auto& net : nets)
+    if (elements(net.input) != elements(data.item))
+      return wrong(net.name + " takes " + to_string(net.input) + ", the data's items are " + to_string(data.item));
+  for (const auto index : items)
+    if (index < 0 || index >= data.count())
+      return wrong("item " + std::to_string(index) + " of " + std::to_string(data.count()));
+  return {};
+}
 
 }  // namespace
 
-float Schedule::rate(std::int64_t step, std::int64_t steps) const {
-  const double along = steps > 1 ? static_cast<double>(step) / static_cast<double>(steps - 1) : 0.0;
-  const auto falling = [](double from, double to, double share) {
-    return to + (from - to) * 0.5 * (1 + std::cos(std::numbers::pi * share));
-  };
-  switch (kind) {
-    case Kind::constant:
-      return peak;
-    case Kind::step: {
-      double rate = peak;
-      for (const float milestone : milestones)
-        if (along >= milestone) rate /= 10;
-      return static_cast<float>(rate);
-    }
-    case Kind::cosine:
-      return static_cast<float>(falling(peak, 0, along));
-    case Kind::one_cycle:
-      if (along < rising) return static_cast<float>(falling(peak / 25.0, peak, along / rising));
-      return static_cast<float>(falling(peak, peak / 1e4, (along - rising) / (1.0 - rising)));
-  }
-  return peak;
-}
-
 Expected<Trained> train(Device& device, const std::vector<Network>& nets, const Dataset& data,
                         std::span<const std::int64_t> items, const LossFunction& loss, const TrainerOptions& options) {
-  const auto refuse = [](const std::string& what) { return unexpected(Error{ErrorCode::shape_mismatch, "training: " + what}); };
-  if (nets.empty()) return refuse("no nets");
-  if (options.batch < 1 || std::ssize(items) < options.batch)
-    return refuse(std::to_string(items.size()) + " images do not fill a batch of " + std::to_string(options.batch));
-  std::vector<std::unique_ptr<TrainableNet>> running;
-  std::vector<std::size_t> widths;
-  std::size_t width = 0;
-  for (const auto& net : nets) {
-    if (net.input != data.item)
-      return refuse(net.name + " takes " + to_string(net.input) + ", the images are " + to_string(data.item));
-    auto made = device.compile_training(net, {options.batch});
-    if (!made) return unexpected(made.error());
-    widths.push_back(at((*made)->output_elements() / options.batch));
-    width += widths.back();
-    running.push_back(std::move(*made));
-  }
-
-  const auto batch = at(options.batch);
-  const auto steps_per_epoch = std::ssize(items) / options.batch, steps = steps_per_epoch * options.epochs;
-  Batches batches(data, items, options);
-  Crew crew(nets, options.threads);
-  std::vector<std::vector<float>> own_scores, own_gradients;
-  for (const auto own : widths) {
-    own_scores.emplace_back(batch * own);
-    own_gradients.emplace_back(batch * own);
-  }
-  std::vector<float> scores(batch * width), gradients(batch * width);
-  const auto begun = Clock::now();
-  auto told = begun;
-  double recent = 0;
-  Trained out;
-  for (std::int64_t step = 0; step < steps; ++step) {
-    batches.advance();
-    if (auto ran = crew.run([&](std::size_t n) { return running[n]->forward(batches.images, own_scores[n], Mode::train); }); !ran)
-      return unexpected(ran.error());
-    std::size_t column = 0;
-    for (std::size_t n = 0; n < nets.size(); column += widths[n++])
-      for (std::size_t i = 0; i < batch; ++i)
-        std::copy_n(own_scores[n].begin() + static_cast<std::ptrdiff_t>(i * widths[n]), widths[n],
-                    scores.begin() + static_cast<std::ptrdiff_t>(i * width + column));
-    std::ranges::fill(gradients, 0.0F);
-    const auto value = loss({batches.images, batches.indices, batches.labels, step, steps}, scores, gradients);
-    if (!value) return unexpected(value.error());
-    if (!std::isfinite(*value))
-      return unexpected(Error{ErrorCode::device_failed, "training: the loss is no number at step " + std::to_string(step) +
-                                                            ": lower the rate"});
-    column = 0;
-    for (std::size_t n = 0; n < nets.size(); column += widths[n++])
-      for (std::size_t i = 0; i < batch; ++i)
-        std::copy_n(gradients.begin() + static_cast<std::ptrdiff_t>(i * width + column), widths[n],
-                    own_gradients[n].begin() + static_cast<std::ptrdiff_t>(i * widths[n]));
-    auto sgd = options.sgd;
-    sgd.rate = options.schedule.rate(step, steps);
-    const auto learn = [&](std::size_t n) -> Expected<void> {
-      if (auto ran = running[n]->backward(own_gradients[n]); !ran) return ran;
-      return running[n]->update(sgd);
-    };
-    if (auto ran = crew.run(learn); !ran) return unexpected(ran.error());
-    recent += (*value - recent) / static_cast<double>(std::min<std::int64_t>(step + 1, 100));
-    if (options.progress && (step + 1 == steps || seconds_since(told) > 0.1)) {
-      told = Clock::now();
-      const double each = seconds_since(begun) / static_cast<double>(step + 1);
-      options.progress({step + 1, steps, static_cast<int>(step / steps_per_epoch), options.epochs, recent,
-                        static_cast<double>(batch) / each, each * static_cast<double>(steps - step - 1)});
-    }
-    if (options.stop && options.stop()) return unexpected(Error{ErrorCode::device_failed, "training: stopped at step " + std::to_string(step + 1)});
-  }
-  for (const auto& net : running) {
-    auto trained = net->network(options.sgd.average_decay > 0);
-    if (!trained) return unexpected(trained.error());
-    out.nets.push_back(std::move(*trained));
-  }
-  out.loss = recent;
-  out.seconds = seconds_since(begun);
-  return out;
+  if (auto valid = check(nets, data, items, options); !valid) return unexpected(valid.error());
+  const int crew = std::min(options.threads, static_cast<int>(nets.size()));
+  Training training(data, items, loss, options, crew);
+  if (auto ready = training.prepare(device, nets, options.threads / crew); !ready) return unexpected(ready.error());
+  return training.run();
 }
 
 }  // namespace coppice::gpu

@@ -31,10 +31,11 @@ struct Augmentation {
 
 // ---- losses: of scores [batch, classes], mean over the batch -------------------------------------------------------
 
-// Each gives the loss and adds d loss / d score to gradients, which are [batch, classes] too.
+// Each gives weight times the loss, summed in double precision, and adds d of that / d score to gradients, which are
+// [batch, classes] too. REQUIRES: labels are below classes.
 double cross_entropy(std::span<const float> scores, std::span<const std::uint16_t> labels, int classes,
                      std::span<float> gradients, float weight = 1);
-// One logit a class, each on its own; positive_weight makes up for classes that are rare.
+// One logit a class, each on its own, summed over the classes; positive_weight makes up for classes that are rare.
 double binary_cross_entropy(std::span<const float> scores, std::span<const std::uint16_t> labels, int classes,
                             std::span<float> gradients, float weight = 1, float positive_weight = 1);
 // temperature^2 KL(teacher || scores), both softened by it (Hinton et al. 2015).
@@ -61,18 +62,30 @@ struct TrainingProgress {
   double images_per_second = 0, seconds_left = 0;
 };
 
+struct EpochReport {
+  int epoch = 0, epochs = 0;  // 1 is the first
+  double loss = 0;            // mean over the epoch's steps since the training began or was resumed
+  std::vector<Network> nets;  // as they stand; averaged where sgd.average_decay > 0
+};
+
 struct TrainerOptions {
+  // Every epoch goes through the items in a new order, in whole batches: those left over sit it out. Fewer items than a
+  // batch repeat to fill one.
   int epochs = 10, batch = 128;
   Schedule schedule;
-  SgdStep sgd;  // its rate is the schedule's
+  // Its rate is the schedule's. Its average_decay is reached from below, (1 + step) / (10 + step) at most, lest the
+  // average remember the first random weights.
+  SgdStep sgd;
   Augmentation augmentation;
   Normalisation normalisation;
   std::uint64_t seed = 0;
-  int threads = 1;                       // nets are shared out among them; one net alone gets them all
-  std::filesystem::path checkpoint;      // a file; none where empty. Resumed from where it exists and fits.
+  int threads = 1;  // nets are shared out among them; one net alone gets them all
+  // A file; none where empty. Resumed from where it exists and fits: on as many threads, to the same bits.
+  std::filesystem::path checkpoint;
   double checkpoint_every_seconds = 60;  // written beside and renamed: there is always a whole one
   std::function<void(const TrainingProgress&)> progress;  // about ten times a second
-  std::function<bool()> stop;            // asked after each step; a checkpoint is written and an error says so
+  std::function<Expected<void>(const EpochReport&)> after_epoch;  // its error ends the training
+  std::function<bool()> stop;  // asked after each step; a checkpoint is written and the error `stopped` says so
 };
 
 struct Trained {

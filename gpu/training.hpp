@@ -16,6 +16,7 @@ namespace coppice::gpu {
 
 struct TrainingOptions {
   int batch = 128;
+  int threads = 0;              // of this net on the CPU; 0: as many as the device's
   bool input_gradient = false;  // whether read_value_gradient(0) works; a training that does not ask saves the time
 };
 
