@@ -15,6 +15,8 @@ enum class ErrorCode : std::uint8_t {
   unreadable,      // a file that is not there, is too large or cannot be read
   disconnected,    // a participant that nothing sent by the root can reach
   bad_root,        // a root that is no node, is a switch or takes no part
+  wrong_plan,      // a plan that does not keep what it promises
+  not_planned,     // no plan of the kind that was asked for: no ring over the hosts, a grain that leaves nothing
 };
 
 struct Error {

@@ -7,6 +7,7 @@
 #include "collectives/chunk.hpp"
 #include "collectives/grow.hpp"
 #include "collectives/network.hpp"
+#include "collectives/situation.hpp"
 #include "collectives/text.hpp"
 
 namespace coppice::collectives {
@@ -15,31 +16,6 @@ namespace {
 std::size_t index(int node) { return static_cast<std::size_t>(node); }
 
 tl::unexpected<Error> error(ErrorCode code, std::string what) { return tl::unexpected(Error{code, std::move(what)}); }
-
-Expected<std::vector<int>> participants_of(const Topology& topology, int root, const PlanOptions& options) {
-  const int count = static_cast<int>(topology.nodes.size());
-  if (root < 0 || root >= count) {
-    return error(ErrorCode::bad_root, numbered("there is no node ", root) + " to be the root");
-  }
-  const std::string named = "root " + in_quotes(topology.nodes[index(root)].id);
-  if (topology.nodes[index(root)].is_switch) return error(ErrorCode::bad_root, named + " is a switch");
-  if (!options.participants) return hosts(topology);
-  std::vector<int> participants = *options.participants;
-  for (const int host : participants) {
-    if (host < 0 || host >= count) {
-      return error(ErrorCode::unknown_node, numbered("there is no node ", host) + " to take part");
-    }
-    if (topology.nodes[index(host)].is_switch) {
-      return error(ErrorCode::unknown_node,
-                   "participant " + in_quotes(topology.nodes[index(host)].id) + " is a switch");
-    }
-  }
-  std::ranges::sort(participants);
-  const auto repeats = std::ranges::unique(participants);
-  participants.erase(repeats.begin(), repeats.end());
-  if (!std::ranges::binary_search(participants, root)) return error(ErrorCode::bad_root, named + " takes no part");
-  return participants;
-}
 
 std::vector<char> reached(const Network& network, int root, const mpz_class& units_min) {
   std::vector<char> inside(index(network.nodes()), 0);
@@ -164,9 +140,13 @@ Tree best_tree(const Network& network, int root, const std::vector<int>& partici
 
 }  // namespace
 
+Tree widest_tree(const Network& network, int root, const std::vector<int>& participants, const mpz_class& bound) {
+  return best_tree(network, root, participants, bound, "", {});
+}
+
 Expected<Plan> plan_broadcast(const Topology& topology, int root, const PlanOptions& options) {
   if (auto valid = validate(topology); !valid) return tl::unexpected(valid.error());
-  auto participants = participants_of(topology, root, options);
+  auto participants = participants_of(topology, root, options.participants);
   if (!participants) return tl::unexpected(participants.error());
   const Network network = network_of(topology, *participants);
   const std::vector<char> inside = reached(network, root, 0);

@@ -21,7 +21,7 @@ Expected<void> validate_nodes(const Topology& topology) {
   bool has_host = false;
   for (const Node& node : topology.nodes) {
     if (node.id.empty()) return error(ErrorCode::malformed, "a node has an empty id");
-    if (node.id.size() > kNameBytesMax)
+    if (node.id.size() > kNameBytesMax || node.server.size() > kNameBytesMax)
       return error(ErrorCode::malformed, "node " + in_quotes(node.id) + ": id too long");
     if (!seen.insert(node.id).second)
       return error(ErrorCode::duplicate_node, "two nodes are named " + in_quotes(node.id));

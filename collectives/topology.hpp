@@ -24,6 +24,8 @@ inline constexpr std::size_t kTopologyBytesMax = std::size_t{16} << 20;
 struct Node {
   std::string id;
   bool is_switch = false;
+  // The machine that it is part of, where that is known: what is inside of one is planned before what is between them.
+  std::string server = {};
   bool operator==(const Node&) const = default;
 };
 
@@ -53,7 +55,7 @@ struct Topology {
 // common multiple takes more than 4096 bits, which no measured network needs and exact planning would crawl on).
 Expected<void> validate(const Topology& topology);
 
-// The format is in the handbook of `coppice plan`: {"name", "unit", "nodes": [{"id", "switch"}],
+// The format is in the handbook of `coppice plan`: {"name", "unit", "nodes": [{"id", "switch", "server"}],
 // "links": [{"from", "to", "capacity", "kind", "duplex", "from_address", "to_address"}]}. Keys that are not known are
 // left alone, so that files may carry notes. The result is valid. Errors: those of validate, and malformed.
 Expected<Topology> parse_topology(const nlohmann::json& document);

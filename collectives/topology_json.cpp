@@ -43,7 +43,9 @@ Expected<Node> parse_node(const json& object, std::size_t index) {
   if (!*id) return malformed(where + " has no \"id\"");
   const auto is_switch = flag_at(object, "switch", false, where);
   if (!is_switch) return tl::unexpected(is_switch.error());
-  return Node{.id = **std::move(id), .is_switch = *is_switch};
+  auto server = text_at(object, "server", where);
+  if (!server) return tl::unexpected(server.error());
+  return Node{.id = **std::move(id), .is_switch = *is_switch, .server = (*std::move(server)).value_or("")};
 }
 
 Expected<int> end_at(const json& object, const char* key, const NodesById& nodes, const std::string& where) {
@@ -175,6 +177,7 @@ json to_json(const Topology& topology) {
   for (const Node& node : topology.nodes) {
     json& object = nodes.emplace_back(json{{"id", node.id}});
     if (node.is_switch) object["switch"] = true;
+    if (!node.server.empty()) object["server"] = node.server;
   }
   json links = json::array();
   for (const Link& link : topology.links) {

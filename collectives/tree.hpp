@@ -22,6 +22,11 @@ struct Tree {
   Rational rate;  // share of the plan's rate that this tree carries, in the topology's unit
   int root = -1;
   std::vector<TreeEdge> edges;  // a parent's edge comes before its children's
+  // Allreduce, where the way of reducing is not the way of broadcasting backwards: edges that point to the root, a
+  // child's before its parent's.
+  std::vector<TreeEdge> reduce_edges = {};
+  // Scatter and gather: the one host that this path is for.
+  std::optional<int> target = std::nullopt;
   bool operator==(const Tree&) const = default;
 };
 
