@@ -7,6 +7,8 @@
 #include "collectives/family_bound.hpp"
 #include "collectives/partition.hpp"
 #include "collectives/rates.hpp"
+#include "collectives/ring.hpp"
+#include "collectives/servers.hpp"
 
 namespace coppice::collectives {
 namespace {
@@ -51,10 +53,11 @@ void cut_to_grain(std::vector<Tree>& trees, int grain) {
 }
 
 // How many ways to grow are worth trying: planning time is a promise too.
-int attempts_for(std::size_t hosts, bool switched) {
-  if (hosts <= 8) return switched ? 4 : 8;
-  if (hosts <= 16) return 4;
-  return hosts <= 32 ? 2 : 1;
+PackingEffort effort_for(std::size_t hosts, int enough) {
+  if (hosts <= 8) return {.attempts = 64, .enough = enough, .flatten = 24};
+  if (hosts <= 16) return {.attempts = 32, .enough = enough, .flatten = 8};
+  if (hosts <= 32) return {.attempts = 8, .enough = enough, .flatten = 4};
+  return {.attempts = hosts <= 64 ? 2 : 1, .enough = enough, .flatten = 1};
 }
 
 std::vector<RatedArc> not_entering(std::vector<RatedArc> arcs, int root) {
@@ -144,9 +147,7 @@ class Broadcast {
   bool pack_at(const std::vector<RatedArc>& arcs, const Rational& rate) {
     const PackingProblem problem{coarse_.is_switch, situation_.hosts, arcs,
                                  demand_of(situation_, {situation_.root}, rate)};
-    PackingEffort effort{attempts_for(situation_.hosts.size(), has_switched_arcs(coarse_)), plan_.trees_bound};
-    if (situation_.hosts.size() <= 8) effort.attempts *= 8;  // it stops at the fewest that there can be
-    auto trees = pack(problem, effort);
+    auto trees = pack(problem, effort_for(situation_.hosts.size(), plan_.trees_bound));
     if (!trees) return false;
     plan_.trees = *std::move(trees);
     return true;
@@ -216,7 +217,11 @@ class Allgather {
 
  private:
   void find_trees(const Rational& part) {
-    if (has_switched_arcs(coarse_) && situation_.hosts.size() > kSplitHostsMax) return;
+    if (has_switched_arcs(coarse_) && situation_.hosts.size() > kSplitHostsMax) {
+      plan_.trees = trees_along(disjoint_rings(coarse_, situation_.hosts), situation_);
+      if (grain_ != 0) level();
+      return;
+    }
     const std::vector<RatedArc> arcs = rated_arcs(coarse_);
     const Rational each = grain_ == 0 ? part : in_whole_grains(coarse_part(), grain_);
     if (sgn(each) == 0) return;
@@ -266,8 +271,9 @@ class Allgather {
   bool pack_at(const std::vector<RatedArc>& arcs, const Rational& each) {
     const PackingProblem problem{coarse_.is_switch, situation_.hosts, arcs,
                                  demand_of(situation_, situation_.hosts, each)};
-    const int attempts = situation_.hosts.size() <= 8 ? 2 : 1;
-    auto trees = pack(problem, {attempts, static_cast<int>(situation_.hosts.size())});
+    const std::size_t count = situation_.hosts.size();
+    const int attempts = count <= 8 ? 8 : count <= 16 ? 4 : 1;
+    auto trees = pack(problem, {.attempts = attempts, .enough = static_cast<int>(count), .flatten = 2});
     if (!trees) return false;
     plan_.trees = *std::move(trees);
     return true;
@@ -325,7 +331,7 @@ std::vector<Tree> undirected_trees(const Situation& situation, const Network& ne
     if (!arcs) continue;
     const PackingProblem problem{network.is_switch, situation.hosts, *std::move(arcs),
                                  demand_of(situation, {root}, rate)};
-    auto trees = pack(problem, {count <= 8 ? 2 : 1, 1});
+    auto trees = pack(problem, {.attempts = count <= 8 ? 4 : 2, .enough = 1, .flatten = 1});
     if (!trees) continue;
     for (Tree& tree : *trees) tree = from_centre(tree);
     const auto key = [](const std::vector<Tree>& packed) { return std::pair(packed.size(), depth_max(packed)); };
@@ -361,7 +367,7 @@ Situation as(const Situation& situation, Operation operation) {
 std::vector<Tree> trees_of(const Situation& situation, const BalancedSolution& solved) {
   const auto packed = [&](const std::vector<RatedArc>& arcs) {
     return pack({situation.network.is_switch, situation.hosts, arcs, solved.root},
-                {situation.hosts.size() <= 8 ? 4 : 1, 1});
+                {.attempts = situation.hosts.size() <= 8 ? 4 : 1, .enough = 1, .flatten = 1});
   };
   auto out = packed(solved.out);
   if (!out) return {};
@@ -370,6 +376,19 @@ std::vector<Tree> trees_of(const Situation& situation, const BalancedSolution& s
   for (const RatedArc& arc : solved.in) turned_in.push_back({arc.to, arc.from, arc.capacity});
   auto in = packed(turned_in);
   return in ? paired(*std::move(out), *std::move(in)) : std::vector<Tree>{};
+}
+
+// Where nothing exact was found: the best of what can be made at any size.
+void keep_best(const Situation& situation, Plan& plan) {
+  const auto offer = [&](std::vector<Tree> trees) {
+    if (sum_of(trees) <= sum_of(plan.trees)) return;
+    plan.trees = std::move(trees);
+    plan.rate = sum_of(plan.trees);
+  };
+  if (!plan.optimal() && has_servers(situation)) offer(three_phase_trees(situation));
+  if (!plan.optimal() && plan.trees.empty()) {
+    offer(trees_along(widest_ring(situation.network, situation.hosts), situation));
+  }
 }
 
 Plan general_allreduce(const Situation& situation, int grain) {
@@ -384,9 +403,11 @@ Plan general_allreduce(const Situation& situation, int grain) {
       if (!plan.optimal()) {
         auto trees = trees_of(situation, *solved);
         if (sum_of(trees) > plan.rate) plan.trees = std::move(trees);
+        plan.rate = sum_of(plan.trees);
       }
     }
   }
+  keep_best(situation, plan);
   cut_to_grain(plan.trees, grain);
   plan.rate = sum_of(plan.trees);
   return plan;
@@ -446,8 +467,26 @@ Plan exact_allreduce(const Situation& situation, int grain) {
                                                     : general_allreduce(situation, grain);
 }
 
+Plan exact_plan(const Situation& situation, int grain) {
+  switch (situation.operation) {
+    case Operation::broadcast:
+    case Operation::reduce:
+      return exact_broadcast(situation, grain);
+    case Operation::allgather:
+    case Operation::reduce_scatter:
+      return exact_allgather(situation, grain);
+    case Operation::scatter:
+    case Operation::gather:
+      return exact_scatter(situation, grain);
+    case Operation::allreduce:
+      break;
+  }
+  return exact_allreduce(situation, grain);
+}
+
 Plan reduce_scatter_allgather(const Situation& situation) {
   Plan plan = empty_plan(situation);
+  if (has_switched_arcs(situation.network) && situation.hosts.size() > kSplitHostsMax) return plan;
   Plan gathered = exact_allgather(as(situation, Operation::allgather), 0);
   if (gathered.trees.empty()) return plan;
   const bool symmetric = is_symmetric(situation.network);

@@ -15,6 +15,8 @@ Plan exact_allgather(const Situation& situation, int grain);  // and reduce_scat
 Plan exact_scatter(const Situation& situation, int grain);    // and gather
 Plan exact_allreduce(const Situation& situation, int grain);
 
+Plan exact_plan(const Situation& situation, int grain);       // whichever it is
+
 // Allreduce as an optimal reduce_scatter and then an optimal allgather that share the links in time. No bound yet.
 Plan reduce_scatter_allgather(const Situation& situation);
 

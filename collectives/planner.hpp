@@ -26,7 +26,7 @@ std::string_view name(Planner planner);
 std::optional<Planner> planner_of(std::string_view word);
 
 // A switched allreduce of up to so many hosts is solved exactly.
-inline constexpr int kSwitchedHostsMax = 32;
+inline constexpr int kSwitchedHostsMax = 64;
 
 struct PlanRequest {
   Operation operation = Operation::broadcast;

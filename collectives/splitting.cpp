@@ -22,15 +22,13 @@ std::vector<int> without_detours(const std::vector<int>& path) {
 template <class Value>
 class Splitter {
  public:
-  Splitter(const std::vector<char>& is_switch, const std::vector<PackArc<Value>>& arcs,
+  Splitter(const std::vector<char>& is_switch, const std::vector<int>& hosts, const std::vector<PackArc<Value>>& arcs,
            const std::vector<Value>& demand)
-      : is_switch_(is_switch), source_(static_cast<int>(is_switch.size())), flow_(source_ + 1) {
+      : is_switch_(is_switch), source_(static_cast<int>(is_switch.size())), flow_(source_ + 1), hosts_(hosts) {
     for (const PackArc<Value>& arc : arcs) add({arc, {arc.from, arc.to}});
-    for (int node = 0; node < source_; ++node) {
-      if (is_switch[index(node)] != 0) continue;
-      hosts_.push_back(node);
-      if (demand[index(node)] != 0) flow_.add_arc(source_, node, demand[index(node)]);
-      total_ += demand[index(node)];
+    for (const int host : hosts) {
+      if (demand[index(host)] != 0) flow_.add_arc(source_, host, demand[index(host)]);
+      total_ += demand[index(host)];
     }
   }
 
@@ -150,7 +148,7 @@ class Splitter {
   const std::vector<char>& is_switch_;
   int source_;
   FlowGraph<Value> flow_;
-  std::vector<int> hosts_;
+  const std::vector<int>& hosts_;
   Value total_ = 0;
   std::map<std::vector<int>, int> passages_;  // the flow's arc, by path
 };
@@ -159,16 +157,19 @@ class Splitter {
 
 template <class Value>
 std::optional<std::vector<Passage<Value>>> split_switches(const std::vector<char>& is_switch,
+                                                          const std::vector<int>& hosts,
                                                           const std::vector<PackArc<Value>>& arcs,
                                                           const std::vector<Value>& demand, const Value& evenly) {
-  return Splitter<Value>(is_switch, arcs, demand).run(evenly);
+  return Splitter<Value>(is_switch, hosts, arcs, demand).run(evenly);
 }
 
 template std::optional<std::vector<Passage<std::int64_t>>> split_switches(const std::vector<char>&,
+                                                                          const std::vector<int>&,
                                                                           const std::vector<PackArc<std::int64_t>>&,
                                                                           const std::vector<std::int64_t>&,
                                                                           const std::int64_t&);
 template std::optional<std::vector<Passage<mpz_class>>> split_switches(const std::vector<char>&,
+                                                                       const std::vector<int>&,
                                                                        const std::vector<PackArc<mpz_class>>&,
                                                                        const std::vector<mpz_class>&,
                                                                        const mpz_class&);

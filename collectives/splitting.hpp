@@ -20,11 +20,12 @@ struct Passage {
   std::vector<int> path;  // from, the switches in order, to
 };
 
-// `evenly`: first spreads what passes a switch over all pairs, no more than that for each pair, and only then without
+// hosts: those that take part; no other node but switches has arcs. `evenly`: first spreads what passes a switch over all pairs, no more than that for each pair, and only then without
 // bound. 0: as much as possible for each pair in turn.
 // Nothing where the demands cannot be met or a switch could not be taken out.
 template <class Value>
 std::optional<std::vector<Passage<Value>>> split_switches(const std::vector<char>& is_switch,
+                                                          const std::vector<int>& hosts,
                                                           const std::vector<PackArc<Value>>& arcs,
                                                           const std::vector<Value>& demand, const Value& evenly);
 

@@ -50,7 +50,7 @@ class NetworkPacker {
     std::optional<std::vector<Tree>> best;
     for (int attempt = 0; attempt < effort.attempts; ++attempt) {
       const bool enough = best && static_cast<int>(best->size()) <= effort.enough;
-      if (enough && attempt >= static_cast<int>(kStyles.size())) break;
+      if (enough && attempt >= effort.flatten) break;
       auto trees = attempt_once(attempt);
       if (!trees) return std::nullopt;
       const auto key = [](const std::vector<Tree>& packed) { return std::pair(packed.size(), depth_max(packed)); };
@@ -91,7 +91,7 @@ class NetworkPacker {
     if (known) return known;
     Value most = 0;
     for (const Value& demand : demand_) most = std::max(most, demand);
-    known = split_switches(problem_.is_switch, arcs_, demand_, even ? most : Value(0));
+    known = split_switches(problem_.is_switch, problem_.hosts, arcs_, demand_, even ? most : Value(0));
     return known;
   }
 

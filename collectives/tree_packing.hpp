@@ -28,7 +28,8 @@ struct PackingProblem {
 
 struct PackingEffort {
   int attempts = 1;  // ways to grow that are tried; the fewest trees are kept, of these the flattest
-  int enough = 0;    // no packing has fewer trees than this: reached, only the styles that matter for depth are still tried
+  int enough = 0;    // no packing has fewer trees than this
+  int flatten = 1;   // with enough trees found, so many ways are tried for the sake of depth
 };
 
 // Nothing where the demands cannot be met, which the caller has ruled out but for switches that more can leave than enter.
