@@ -138,7 +138,10 @@ class Broadcast {
     const Rational rate = grain_ == 0 ? plan_.bound : coarse_.rate_of(cut.units);
     const bool switched = has_switched_arcs(coarse_);
     if (switched && one_tree(rate)) return;
-    if (switched && situation_.hosts.size() > kSplitHostsMax) return keep_one_tree(rate);
+    if (switched && situation_.hosts.size() > kSplitHostsMax) {
+      keep_one_tree(rate);
+      return try_phases();
+    }
     const std::vector<RatedArc> arcs = not_entering(rated_arcs(coarse_), situation_.root);
     if (switches_pass(coarse_.is_switch, arcs) && pack_at(arcs, rate)) return;
     if (!balance(rate)) keep_one_tree(rate);
@@ -158,6 +161,12 @@ class Broadcast {
     Tree tree = widest_tree(coarse_, situation_.root, situation_.hosts, units.get_num() / units.get_den());
     tree.rate = in_whole_grains(tree.rate, grain_);
     return tree;
+  }
+
+  void try_phases() {
+    if (grain_ != 0 || !has_servers(situation_)) return;
+    auto trees = three_phase_trees(situation_);
+    if (sum_of(trees) > sum_of(plan_.trees)) plan_.trees = std::move(trees);
   }
 
   bool one_tree(const Rational& rate) {
@@ -219,7 +228,10 @@ class Allgather {
   void find_trees(const Rational& part) {
     if (has_switched_arcs(coarse_) && situation_.hosts.size() > kSplitHostsMax) {
       plan_.trees = trees_along(disjoint_rings(coarse_, situation_.hosts), situation_);
-      if (grain_ != 0) level();
+      if (grain_ != 0) return level();
+      if (!has_servers(situation_)) return;
+      auto trees = three_phase_trees(situation_);
+      if (sum_of(trees) > sum_of(plan_.trees)) plan_.trees = std::move(trees);
       return;
     }
     const std::vector<RatedArc> arcs = rated_arcs(coarse_);

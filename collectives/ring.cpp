@@ -63,7 +63,8 @@ class RingSearch {
     std::vector<int> arcs;
   };
 
-  // Hosts not yet on the ring (in the end: its first), over direct links or through switches, the nearest first.
+  // Hosts not yet on the ring (in the end: its first), over direct links or through switches: the nearest first, among
+  // equals the one with most to spare.
   std::vector<Hop> hops(int from, bool closing) const {
     std::vector<int> by(index(network_.nodes()), -1);
     std::vector<int> open = {from};
@@ -87,6 +88,15 @@ class RingSearch {
         }
       }
     }
+    // Where links are wide there is room to come through again: what is narrow is left for when nothing else is.
+    const auto width = [&](const Hop& hop) {
+      mpz_class least = left_[index(hop.arcs.front())];
+      for (const int arc : hop.arcs) least = std::min(least, left_[index(arc)]);
+      return least;
+    };
+    std::ranges::stable_sort(found, [&](const Hop& a, const Hop& b) {
+      return a.arcs.size() != b.arcs.size() ? a.arcs.size() < b.arcs.size() : width(a) > width(b);
+    });
     return found;
   }
 

@@ -70,6 +70,10 @@ class ThreePhases {
   std::vector<Tree> run() {
     std::size_t parts = SIZE_MAX;
     for (const auto& [server, hosts] : servers_) parts = std::min(parts, hosts.size());
+    const bool from_all = both_ways() && situation_.operation != Operation::allreduce;
+    for (const auto& [server, hosts] : servers_) {
+      if (from_all && hosts.size() != parts) return {};  // some host would be in no group of one of each server
+    }
     for (const auto& [server, hosts] : servers_) {
       if (!plan_inside(server, hosts)) return {};
     }
@@ -90,8 +94,9 @@ class ThreePhases {
     Network network = part_of(situation_.network, [&](const Arc& arc) {
       return server_of(situation_, arc.from) == server && server_of(situation_, arc.to) == server;
     });
-    if (!joined(network, hosts) || !joined(reversed(network), hosts)) return false;
-    const Situation local = part_situation(situation_, std::move(network), hosts, Operation::allgather);
+    if (!joined(network, hosts) || (both_ways() && !joined(reversed(network), hosts))) return false;
+    Situation local = part_situation(situation_, std::move(network), hosts, Operation::allgather);
+    if (is_rooted(situation_.operation) && server == server_of(situation_, situation_.root)) return plan_home(local);
     Plan plan = exact_allgather(local, 0);
     if (plan.trees.empty()) return false;
     const Rational each(plan.rate / Rational(static_cast<unsigned long>(hosts.size())));
@@ -100,6 +105,18 @@ class ThreePhases {
       inside_[tree.root].push_back(std::move(tree));
     }
     return true;
+  }
+
+  // At home all data is the root's.
+  bool plan_home(Situation& home) {
+    home.operation = Operation::broadcast;
+    home.root = situation_.root;
+    Plan plan = exact_broadcast(home, 0);
+    for (Tree& tree : plan.trees) {
+      tree.rate /= plan.rate;
+      inside_[tree.root].push_back(std::move(tree));
+    }
+    return !inside_[home.root].empty();
   }
 
   bool plan_part(std::size_t part) {
@@ -115,15 +132,9 @@ class ThreePhases {
                          !server_of(situation_, arc.from).empty();
       return usable(arc.from) && usable(arc.to) && !inner;
     });
-    if (!joined(network, leaders) || !joined(reversed(network), leaders)) return false;
-    constexpr std::size_t kExactMax = 32;
-    std::vector<Tree> outer;
+    if (!joined(network, leaders) || (both_ways() && !joined(reversed(network), leaders))) return false;
+    std::vector<Tree> outer = outer_trees(std::move(network), leaders, part);
     Rational rate = 0;
-    if (leaders.size() <= kExactMax) {
-      Plan plan = exact_allreduce(part_situation(situation_, network, leaders, Operation::allreduce), 0);
-      outer = std::move(plan.trees);
-    }
-    if (outer.empty()) outer = chains(network, leaders);
     for (const Tree& tree : outer) rate += tree.rate;
     for (Tree& tree : outer) {
       tree.rate /= rate;
@@ -132,22 +143,46 @@ class ThreePhases {
     return !outer.empty();
   }
 
+  bool both_ways() const { return !is_rooted(situation_.operation); }
+
+  std::vector<Tree> outer_trees(Network network, const std::vector<int>& leaders, std::size_t part) const {
+    constexpr std::size_t kExactMax = 32;
+    Situation outer = part_situation(situation_, std::move(network), leaders, situation_.operation);
+    if (is_rooted(situation_.operation)) {
+      outer.root = servers_.at(server_of(situation_, situation_.root))[part];
+      return exact_broadcast(outer, 0).trees;
+    }
+    if (situation_.operation != Operation::allreduce) return exact_allgather(outer, 0).trees;
+    std::vector<Tree> trees;
+    if (leaders.size() <= kExactMax) trees = exact_allreduce(outer, 0).trees;
+    return trees.empty() ? chains(outer.network, leaders) : trees;
+  }
+
+  // Where the server's inner tree begins: the root's own data is in its server already.
+  int inner_root(int leader) const {
+    const bool at_home = is_rooted(situation_.operation) &&
+                         server_of(situation_, leader) == server_of(situation_, situation_.root);
+    return at_home ? situation_.root : leader;
+  }
+
   // The servers' inner trees from the hosts of the outer tree, each server's in turn for its share of the rate.
   void hang(const Tree& outer) {
     std::vector<int> leaders = order(outer);
     std::map<int, std::pair<std::size_t, Rational>> at;  // by leader: which tree, and what is left of it
-    for (const int leader : leaders) at[leader] = {0, inside_.at(leader).front().rate};
+    for (const int leader : leaders) at[leader] = {0, inside_.at(inner_root(leader)).front().rate};
     Rational left = 1;
     while (sgn(left) > 0) {
       Rational piece = left;
       for (const auto& [leader, next] : at) piece = std::min(piece, next.second);
       Tree& tree = trees_.emplace_back(outer);
       tree.rate = outer.rate * piece;
+      tree.root = inner_root(outer.root);
       std::vector<TreeEdge> reduce;
       const bool own_way = !outer.reduce_edges.empty();
       for (const int leader : leaders) {
-        const auto& inner = inside_.at(leader)[at[leader].first].edges;
-        tree.edges.insert(tree.edges.end(), inner.begin(), inner.end());
+        const auto& inner = inside_.at(inner_root(leader))[at[leader].first].edges;
+        const bool first = inner_root(leader) != leader;  // the outer tree begins at a host of this inner one
+        tree.edges.insert(first ? tree.edges.begin() : tree.edges.end(), inner.begin(), inner.end());
         for (auto edge = inner.rbegin(); own_way && edge != inner.rend(); ++edge) {
           reduce.push_back({edge->to, edge->from, {edge->path.rbegin(), edge->path.rend()}});
         }
@@ -155,10 +190,8 @@ class ThreePhases {
       tree.reduce_edges.insert(tree.reduce_edges.begin(), reduce.begin(), reduce.end());
       for (auto& [leader, next] : at) {
         next.second -= piece;
-        if (sgn(next.second) == 0 && next.first + 1 < inside_.at(leader).size()) {
-          ++next.first;
-          next.second = inside_.at(leader)[next.first].rate;
-        }
+        const auto& inner = inside_.at(inner_root(leader));
+        if (sgn(next.second) == 0 && next.first + 1 < inner.size()) next.second = inner[++next.first].rate;
       }
       left -= piece;
     }
@@ -175,7 +208,7 @@ class ThreePhases {
     for (const Tree& tree : trees_) {
       for (const TreeEdge& edge : tree.edges) add(edge.path, tree.rate, false);
       for (const TreeEdge& edge : tree.reduce_edges) add(edge.path, tree.rate, false);
-      if (!tree.reduce_edges.empty()) continue;
+      if (situation_.operation != Operation::allreduce || !tree.reduce_edges.empty()) continue;
       for (const TreeEdge& edge : tree.edges) add(edge.path, tree.rate, true);
     }
     std::map<std::pair<int, int>, Rational> capacity;
@@ -202,9 +235,13 @@ class ThreePhases {
 bool has_servers(const Situation& situation) {
   std::map<std::string, int> count;
   for (const int host : situation.hosts) ++count[server_of(situation, host)];
-  return count.size() > 1 && !count.contains("");
+  const bool shared = std::ranges::any_of(count, [](const auto& server) { return server.second > 1; });
+  return count.size() > 1 && shared && !count.contains("");
 }
 
-std::vector<Tree> three_phase_trees(const Situation& situation) { return ThreePhases(situation).run(); }
+std::vector<Tree> three_phase_trees(const Situation& situation) {
+  const bool paths = situation.operation == Operation::scatter || situation.operation == Operation::gather;
+  return paths ? std::vector<Tree>{} : ThreePhases(situation).run();
+}
 
 }  // namespace coppice::collectives
