@@ -2,91 +2,409 @@
 #include "collectives/plan.hpp"
 
 #include <chrono>
+#include <fstream>
 #include <memory>
+#include <sstream>
 
 #include "apps/command.hpp"
+#include "apps/plan_compare.hpp"
+#include "apps/plan_deploy.hpp"
+#include "apps/plan_draw.hpp"
 #include "apps/table.hpp"
+#include "collectives/builtin.hpp"
+#include "collectives/planner.hpp"
+#include "collectives/schedule.hpp"
+#include "collectives/simulate.hpp"
+#include "collectives/verify.hpp"
 #include "runtime/cluster.hpp"
 
 namespace coppice::apps {
 namespace {
 
+using collectives::Operation;
+using collectives::Plan;
+using collectives::Topology;
+using collectives::to_string;
+using nlohmann::json;
+
 struct Options {
-  std::string topology, operation = "broadcast", root;
+  std::string topology, builtin, operation = "broadcast", root, planner = "exact", kind;
+  std::string check, draw, deploy, hybrid;
+  std::vector<std::string> participants;
+  int grain = 0;
+  double epsilon = 0.1;
+  std::string bytes = "0";
+  double latency_us = 0;
+  bool compare = false, allocations = false, print_topology = false;
+  bool operation_given = false;
 };
 
 tl::unexpected<runtime::Error> wrong(const std::string& what) { return runtime::bad_input(runtime::one_line(what)); }
 
-runtime::Expected<void> check_operation(const std::string& word) {
+std::string named(const Options& options) {
+  if (!options.builtin.empty()) return options.builtin;
+  return options.topology.empty() ? options.deploy : options.topology;
+}
+
+runtime::Expected<Operation> operation_of(const std::string& word) {
   const auto operation = collectives::operation_of(word);
-  if (!operation)
+  if (!operation) {
     return wrong(
         "--op " + word +
         ": no such operation; there are broadcast, reduce, allreduce, allgather, reduce_scatter, gather and scatter");
-  if (*operation != collectives::Operation::broadcast)
-    return wrong("--op " + word + " is not planned yet; broadcast is");
-  return {};
+  }
+  return *operation;
 }
 
-runtime::Expected<int> root_of(const Options& options, const collectives::Topology& topology) {
-  if (options.root.empty()) return collectives::hosts(topology).front();  // a valid topology has a host
-  const auto node = collectives::find_node(topology, options.root);
-  if (!node) return wrong("--root " + options.root + ": no such node in " + options.topology);
+std::string builtin_list() {
+  std::string text;
+  for (const auto& [name, meaning] : collectives::builtin_names()) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+runtime::Expected<Topology> read_topology(const Options& options) {
+  collectives::Expected<Topology> topology;
+  if (!options.builtin.empty()) {
+    topology = collectives::builtin_topology(options.builtin);
+    if (!topology) return wrong("--builtin " + options.builtin + ": no such topology; there are " + builtin_list());
+  } else if (!options.topology.empty()) {
+    topology = collectives::load_topology(options.topology);
+  } else if (!options.deploy.empty()) {
+    const auto cluster = runtime::load_cluster(options.deploy);
+    if (!cluster) return tl::unexpected(cluster.error());
+    return topology_of(*cluster);
+  } else {
+    return wrong("a topology is needed: --topology FILE or --builtin NAME");
+  }
+  if (!topology) return wrong(topology.error().what);
+  if (options.kind.empty()) return *std::move(topology);
+  Topology part = collectives::of_kind(*topology, options.kind);
+  if (part.links.empty()) return wrong("--kind " + options.kind + ": no link of " + named(options) + " is of this kind");
+  return part;
+}
+
+runtime::Expected<int> node_of(const std::string& option, const std::string& id, const Topology& topology,
+                               const std::string& file) {
+  const auto node = collectives::find_node(topology, id);
+  if (!node) return wrong(option + " " + id + ": no such node in " + file);
   return *node;
 }
 
+// The host that leads the cluster that is deployed to; otherwise the planner takes the first host that takes part.
+runtime::Expected<std::optional<int>> root_of(const Options& options, const Topology& topology) {
+  std::string root = options.root;
+  if (root.empty() && !options.deploy.empty()) {
+    const auto cluster = runtime::load_cluster(options.deploy);
+    if (!cluster) return tl::unexpected(cluster.error());
+    root = cluster->gateway().name;
+  }
+  if (root.empty()) return std::optional<int>{};
+  const auto node = node_of("--root", root, topology, named(options));
+  if (!node) return tl::unexpected(node.error());
+  return std::optional(*node);
+}
+
+// "64M": M is 2²⁰.
+runtime::Expected<std::int64_t> bytes_of(const std::string& text) {
+  std::string digits = text;
+  std::int64_t unit = 1;
+  const std::string units = "KMG";
+  if (!digits.empty() && units.find(digits.back()) != std::string::npos) {
+    unit = std::int64_t{1} << (10 * (static_cast<int>(units.find(digits.back())) + 1));
+    digits.pop_back();
+  }
+  const bool plain = !digits.empty() && digits.size() <= 9 && digits.find_first_not_of("0123456789") == std::string::npos;
+  if (!plain) return wrong("--bytes " + text + ": a number like 65536, 64K, 64M or 2G is needed");
+  return std::stoll(digits) * unit;
+}
+
+runtime::Expected<collectives::PlanRequest> request_of(const Options& options, const Topology& topology) {
+  collectives::PlanRequest request;
+  const auto operation = operation_of(options.operation);
+  if (!operation) return tl::unexpected(operation.error());
+  request.operation = *operation;
+  const auto planner = collectives::planner_of(options.planner);
+  if (!planner) return wrong("--planner " + options.planner + ": no such planner; there are exact, mwu, rs_ag, rings and best_ring");
+  request.planner = *planner;
+  const auto root = root_of(options, topology);
+  if (!root) return tl::unexpected(root.error());
+  request.root = *root;
+  if (!options.participants.empty()) {
+    std::vector<int> hosts;
+    for (const std::string& id : options.participants) {
+      const auto node = node_of("--participants", id, topology, named(options));
+      if (!node) return tl::unexpected(node.error());
+      hosts.push_back(*node);
+    }
+    request.participants = std::move(hosts);
+  }
+  if (options.grain < 0 || options.grain > 1'000'000) return wrong("--grain: between 1 and 1000000");
+  if (!(options.epsilon >= 0.01 && options.epsilon <= 0.5)) return wrong("--epsilon: between 0.01 and 0.5");
+  request.grain = options.grain;
+  request.epsilon = options.epsilon;
+  return request;
+}
+
+struct Planned {
+  Plan plan;
+  double seconds;
+};
+
+runtime::Expected<Planned> make(const Topology& topology, const collectives::PlanRequest& request, const std::string& file) {
+  const auto begun = std::chrono::steady_clock::now();
+  auto plan = collectives::make_plan(topology, request);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+  if (!plan) {
+    const std::string what = runtime::one_line(file + ": " + plan.error().what);
+    return plan.error().code == collectives::ErrorCode::not_planned ? runtime::failed(what) : runtime::bad_input(what);
+  }
+  return Planned{*std::move(plan), seconds};
+}
+
+// ---- what is printed -----------------------------------------------------------------------------------------------
+
 // "h0 -> sw -> h1"
-std::string path_text(const collectives::Topology& topology, const collectives::TreeEdge& edge) {
+std::string path_text(const Topology& topology, const collectives::TreeEdge& edge) {
   const auto nodes = edge.path.empty() ? std::vector<int>{edge.from, edge.to} : edge.path;
   std::string text;
   for (const int node : nodes) text += (text.empty() ? "" : " -> ") + topology.nodes[static_cast<std::size_t>(node)].id;
   return text;
 }
 
-std::string plan_text(const collectives::Plan& plan, const collectives::Topology& topology, double seconds) {
+std::string plan_text(const Plan& plan, const Topology& topology, double seconds) {
   using collectives::to_string;
   std::string text = std::string(collectives::name(plan.operation)) + " over " + plan.topology + ": rate " +
-                     to_string(plan.rate) + " " + plan.unit + ", bound " + to_string(plan.bound) + " " + plan.unit +
-                     ", " + (plan.optimal() ? "optimal" : "not proven optimal") + ", planned in " +
-                     fixed(seconds * 1e3, 2) + " ms\n";
+                     to_string(plan.rate) + " " + plan.unit + ", bound " + to_string(plan.bound) + " " + plan.unit + ", ";
+  if (plan.optimal()) {
+    text += "optimal";
+  } else {
+    const collectives::Rational gap((plan.bound - plan.rate) / plan.bound * 100);
+    text += "not proven optimal (" + fixed(gap.get_d(), 2) + " % below the bound)";
+  }
+  text += ", planned in " + fixed(seconds * 1e3, 2) + " ms\n";
+  if (plan.trees_bound > 0) {
+    text += std::to_string(plan.trees.size()) + (plan.trees.size() == 1 ? " tree" : " trees") +
+            (static_cast<int>(plan.trees.size()) == plan.trees_bound
+                 ? ", the fewest that there can be\n"
+                 : "; at least " + std::to_string(plan.trees_bound) + " are needed\n");
+  }
   for (const auto& tree : plan.trees) {
-    text += "tree from " + topology.nodes[static_cast<std::size_t>(tree.root)].id + ", rate " + to_string(tree.rate) +
-            ", depth " + std::to_string(collectives::depth(tree)) + "\n";
+    text += (tree.target ? "path from " : "tree from ") + topology.nodes[static_cast<std::size_t>(tree.root)].id;
+    if (tree.target) text += " for " + topology.nodes[static_cast<std::size_t>(*tree.target)].id;
+    text += ", rate " + to_string(tree.rate) + ", depth " + std::to_string(collectives::depth(tree)) + "\n";
     for (const auto& edge : tree.edges) text += "  " + path_text(topology, edge) + "\n";
+    if (!tree.reduce_edges.empty()) text += " reduced by\n";
+    for (const auto& edge : tree.reduce_edges) text += "  " + path_text(topology, edge) + "\n";
   }
   return text;
 }
 
-runtime::Expected<void> plan(const Options& options, const Shell& shell) {
-  if (auto known = check_operation(options.operation); !known) return known;
-  const auto topology = collectives::load_topology(options.topology);
-  if (!topology) return wrong(topology.error().what);
-  const auto root = root_of(options, *topology);
-  if (!root) return tl::unexpected(root.error());
-  const auto begun = std::chrono::steady_clock::now();
-  const auto planned = collectives::plan_broadcast(*topology, *root);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
-  if (!planned) return wrong(options.topology + ": " + planned.error().what);
-  if (shell.json) {
-    shell.print(collectives::to_json(*planned, *topology, seconds));
-  } else {
-    std::fputs(plan_text(*planned, *topology, seconds).c_str(), stdout);
+// Chunks of every tree and what the simulator predicts, where a buffer is given.
+runtime::Expected<void> add_schedule(const Options& options, const Planned& planned, const Topology& topology, json& document,
+                                     std::string& text) {
+  const auto bytes = bytes_of(options.bytes);
+  if (!bytes) return tl::unexpected(bytes.error());
+  if (*bytes == 0) return {};
+  const auto unit = collectives::unit_bytes_per_s(topology.unit);
+  if (!unit) return wrong("--bytes: " + named(options) + " is in '" + topology.unit + "', of which the speed is not known");
+  const collectives::LinkModel model{.latency_s = options.latency_us * 1e-6, .unit_bytes_per_s = unit->get_d()};
+  const auto schedule = collectives::schedule(
+      planned.plan, {.bytes = *bytes, .latency_s = model.latency_s, .unit_bytes_per_s = model.unit_bytes_per_s});
+  json trees = json::array();
+  text += "tree  bytes  chunks  chunk bytes  depth  seconds\n";
+  for (std::size_t at = 0; at < schedule.trees.size(); ++at) {
+    const auto& tree = schedule.trees[at];
+    trees.push_back({{"offset", tree.offset},
+                     {"bytes", tree.bytes},
+                     {"chunks", tree.chunking.count},
+                     {"chunk_bytes", tree.chunking.chunk_bytes},
+                     {"depth", tree.depth},
+                     {"seconds", tree.seconds}});
+    text += std::to_string(at) + "  " + std::to_string(tree.bytes) + "  " + std::to_string(tree.chunking.count) + "  " +
+            std::to_string(tree.chunking.chunk_bytes) + "  " + std::to_string(tree.depth) + "  " + fixed(tree.seconds, 6) + "\n";
+  }
+  const double simulated =
+      collectives::simulate(topology, collectives::transfers_of(planned.plan, *bytes, model), model);
+  document["schedule"] = {{"bytes", *bytes}, {"trees", std::move(trees)}, {"seconds", schedule.seconds}, {"simulated_s", simulated}};
+  text += "predicted by the pipeline " + fixed(schedule.seconds, 6) + " s, by the simulator " + fixed(simulated, 6) + " s\n";
+  if (planned.plan.operation != Operation::allreduce) return {};
+  constexpr std::pair<collectives::Classic, const char*> kClassics[] = {
+      {collectives::Classic::ring, "ring"},
+      {collectives::Classic::recursive_doubling, "recursive_doubling"},
+      {collectives::Classic::rabenseifner, "rabenseifner"}};
+  for (const auto& [classic, name] : kClassics) {
+    const double seconds = collectives::simulate(topology, collectives::classic_allreduce(classic, topology, *bytes), model);
+    document["schedule"]["classic_s"][name] = seconds;
+    text += std::string(name) + " " + fixed(seconds, 6) + " s\n";
   }
   return {};
+}
+
+runtime::Expected<void> write_file(const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary);
+  file << text;
+  file.close();
+  if (!file) return wrong(path + ": cannot be written");
+  return {};
+}
+
+// ---- what is done --------------------------------------------------------------------------------------------------
+
+runtime::Expected<void> check(const Options& options, const Topology& topology, const Shell& shell) {
+  const auto text = runtime::read_file(-100, options.check, options.check, {.bytes_max = std::size_t{512} << 20});
+  if (!text) return tl::unexpected(text.error());
+  const json document = json::parse(*text, nullptr, false);
+  if (document.is_discarded()) return wrong(options.check + ": is not JSON");
+  const auto plan = collectives::parse_plan(document, topology);
+  if (!plan) return wrong(options.check + ": " + plan.error().what);
+  const auto held = collectives::verify(*plan, topology);
+  if (!held) return runtime::failed(runtime::one_line(options.check + ": " + held.error().what));
+  if (shell.json) {
+    shell.print({{"valid", true},
+                 {"op", collectives::name(plan->operation)},
+                 {"rate", to_string(plan->rate)},
+                 {"bound", to_string(plan->bound)},
+                 {"optimal", plan->optimal()}});
+  } else {
+    std::printf("%s: valid; %s at rate %s, bound %s%s\n", options.check.c_str(), collectives::name(plan->operation).data(),
+                to_string(plan->rate).c_str(), to_string(plan->bound).c_str(), plan->optimal() ? ", optimal" : "");
+  }
+  return {};
+}
+
+runtime::Expected<void> compare_planners(const Options& options, const Topology& topology, const Shell& shell) {
+  std::vector<Operation> operations = {Operation::broadcast, Operation::allreduce, Operation::allgather};
+  if (options.operation_given) {
+    const auto operation = operation_of(options.operation);
+    if (!operation) return tl::unexpected(operation.error());
+    operations = {*operation};
+  }
+  const auto compared = compare(topology, operations, options.allocations);
+  if (!compared) return tl::unexpected(compared.error());
+  shell.json ? shell.print(to_json(*compared)) : static_cast<void>(std::fputs(to_text(*compared).c_str(), stdout));
+  return {};
+}
+
+// --hybrid KIND:MILLISECONDS: the buffer over the links of --kind and, after switching, over those of KIND as well.
+runtime::Expected<void> hybrid(const Options& options, const Shell& shell) {
+  const auto colon = options.hybrid.find(':');
+  char* end = nullptr;
+  const double switching_ms = colon == std::string::npos ? -1 : std::strtod(options.hybrid.c_str() + colon + 1, &end);
+  if (colon == std::string::npos || switching_ms < 0 || end == nullptr || *end != 0 || options.kind.empty()) {
+    return wrong("--hybrid " + options.hybrid + ": give KIND:MILLISECONDS here, and the first kind as --kind");
+  }
+  const auto bytes = bytes_of(options.bytes);
+  if (!bytes) return tl::unexpected(bytes.error());
+  if (*bytes == 0) return wrong("--hybrid needs --bytes");
+  std::vector<Planned> plans;
+  double speeds[2] = {};
+  for (const std::string& kind : {options.kind, options.hybrid.substr(0, colon)}) {
+    Options own = options;
+    own.kind = kind;
+    const auto topology = read_topology(own);
+    if (!topology) return tl::unexpected(topology.error());
+    const auto unit = collectives::unit_bytes_per_s(topology->unit);
+    if (!unit) return wrong("--hybrid: the speed of '" + topology->unit + "' is not known");
+    const auto request = request_of(own, *topology);
+    if (!request) return tl::unexpected(request.error());
+    auto planned = make(*topology, *request, named(options) + ", links of kind " + kind);
+    if (!planned) return tl::unexpected(planned.error());
+    speeds[plans.size()] = planned->plan.rate.get_d() * unit->get_d();
+    plans.push_back(*std::move(planned));
+  }
+  const auto split = collectives::hybrid_split(static_cast<double>(*bytes), speeds[0], speeds[1], switching_ms * 1e-3);
+  const double alone = static_cast<double>(*bytes) / speeds[0];
+  if (shell.json) {
+    shell.print({{"bytes", *bytes},
+                 {"first", {{"kind", options.kind}, {"rate", to_string(plans[0].plan.rate)}, {"bytes", split.first_bytes}}},
+                 {"second",
+                  {{"kind", options.hybrid.substr(0, colon)}, {"rate", to_string(plans[1].plan.rate)}, {"bytes", split.second_bytes}}},
+                 {"seconds", split.seconds},
+                 {"seconds_first_alone", alone}});
+  } else {
+    std::printf("%s: rate %s, %.0f bytes; %s: rate %s, %.0f bytes; %.6f s instead of %.6f s\n", options.kind.c_str(),
+                to_string(plans[0].plan.rate).c_str(), split.first_bytes, options.hybrid.substr(0, colon).c_str(),
+                to_string(plans[1].plan.rate).c_str(), split.second_bytes, split.seconds, alone);
+  }
+  return {};
+}
+
+runtime::Expected<void> plan_and_show(const Options& options, const Topology& topology, const Shell& shell) {
+  const auto request = request_of(options, topology);
+  if (!request) return tl::unexpected(request.error());
+  auto planned = make(topology, *request, named(options));
+  if (!planned) return tl::unexpected(planned.error());
+  json document = collectives::to_json(planned->plan, topology, planned->seconds);
+  std::string text = plan_text(planned->plan, topology, planned->seconds);
+  if (request->planner == collectives::Planner::mwu) {
+    document["epsilon"] = options.epsilon;
+    text += "multiplicative weights with epsilon " + fixed(options.epsilon, 3) + "\n";
+  }
+  if (auto added = add_schedule(options, *planned, topology, document, text); !added) return added;
+  if (!options.draw.empty()) {
+    if (auto drawn = write_file(options.draw, draw(planned->plan, topology)); !drawn) return drawn;
+  }
+  if (!options.deploy.empty()) {
+    const auto cluster = runtime::load_cluster(options.deploy);
+    if (!cluster) return tl::unexpected(cluster.error());
+    const auto chains = deploy(planned->plan, topology, *cluster);
+    if (!chains) return tl::unexpected(chains.error());
+    document["deploy"] = to_json(*chains);
+    text += "relays, in the order in which they are spawned\n" + to_text(*chains);
+  }
+  shell.json ? shell.print(document) : static_cast<void>(std::fputs(text.c_str(), stdout));
+  return {};
+}
+
+runtime::Expected<void> plan(const Options& options, const Shell& shell) {
+  if (!options.hybrid.empty()) return hybrid(options, shell);
+  // What is asked for is looked at before what it is asked of.
+  if (const auto known = operation_of(options.operation); !known) return tl::unexpected(known.error());
+  const auto topology = read_topology(options);
+  if (!topology) return tl::unexpected(topology.error());
+  if (options.print_topology) {
+    std::fputs((collectives::to_json(*topology).dump(1) + "\n").c_str(), stdout);
+    return {};
+  }
+  if (!options.check.empty()) return check(options, *topology, shell);
+  if (options.compare) return compare_planners(options, *topology, shell);
+  return plan_and_show(options, *topology, shell);
 }
 
 }  // namespace
 
 void add_plan(CLI::App& app, Shell& shell) {
   auto options = std::make_shared<Options>();
-  auto* command = add_command(app, shell, "plan", "Pack trees for a topology, with a proof of the best possible rate",
-                              "coppice plan --topology lab.topology.json --op broadcast --root h0",
-                              [options, &shell] { return plan(*options, shell); });
-  command->add_option("--topology", options->topology, "the topology file (JSON)")
-      ->required()
-      ->envname("COPPICE_TOPOLOGY");
-  command->add_option("--op", options->operation, "the operation; so far: broadcast")->capture_default_str();
-  command->add_option("--root", options->root, "the node that holds the data (default: the first host)");
+  CLI::App* command = nullptr;
+  command = add_command(app, shell, "plan", "Pack trees for a topology, with a proof of the best possible rate",
+                        "coppice plan --topology lab.topology.json --op broadcast --root h0\n"
+                        "  coppice plan --builtin dgx-1v --op allreduce --draw trees.svg",
+                        [options, &shell] { return plan(*options, shell); });
+  command->add_option("--topology", options->topology,
+                                   "the topology: JSON, NCCL's XML or the table of nvidia-smi topo -m")
+                   ->envname("COPPICE_TOPOLOGY");
+  command->add_option("--builtin", options->builtin, "a topology that is known: " + builtin_list());
+  command->add_option("--kind", options->kind, "use links of this kind only");
+  command->add_flag("--print-topology", options->print_topology, "print the topology as JSON, and plan nothing");
+  command->add_option_function<std::string>("--op",
+                                            [options](const std::string& word) {
+                                              options->operation = word;
+                                              options->operation_given = true;
+                                            },
+                                            "broadcast (default), reduce, allreduce, allgather, reduce_scatter, gather, scatter");
+  command->add_option("--root", options->root, "the node that holds or gets the data (default: the first host)");
+  command->add_option("--participants", options->participants, "only these hosts take part: h0,h1,…")->delimiter(',');
+  command->add_option("--planner", options->planner, "exact, mwu, rs_ag, rings or best_ring")->capture_default_str();
+  command->add_option("--epsilon", options->epsilon, "of mwu: how far it may stay below the optimum")->capture_default_str();
+  command->add_option("--grain", options->grain, "trees carry multiples of 1/GRAIN of the unit (default: any fraction)");
+  command->add_option("--bytes", options->bytes, "a buffer (64M) to cut into chunks and predict the time of");
+  command->add_option("--latency", options->latency_us, "of one chunk on one hop, in microseconds")->check(CLI::NonNegativeNumber);
+  command->add_option("--hybrid", options->hybrid, "KIND:MILLISECONDS: links of KIND too, after switching to them for so long");
+  command->add_option("--draw", options->draw, "write a picture of the trees to this file (SVG)");
+  command->add_option("--deploy", options->deploy, "a cluster file: say which relay actors go to which hosts");
+  command->add_option("--check", options->check, "verify this plan (JSON) instead of making one");
+  command->add_flag("--compare", options->compare, "a table of all planners");
+  command->add_flag("--allocations", options->allocations, "with --compare: of every class of 3 or more GPUs of the machine");
 }
 
 }  // namespace coppice::apps

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
+#include "collectives/machine_files.hpp"
 #include "collectives/text.hpp"
 #include "collectives/topology.hpp"
 
@@ -150,6 +151,11 @@ Expected<Topology> load_topology(const std::filesystem::path& path) {
   const auto text = read_bounded(path);
   if (!text) return tl::unexpected(text.error());
   const std::string named = in_quotes(path.string());
+  if (const auto read = machine_file_reader(*text)) {
+    auto machine = read(*text, path.stem().string());
+    if (!machine) return tl::unexpected(Error{machine.error().code, named + ": " + machine.error().what});
+    return machine;
+  }
   bool too_deep = false;
   const auto shallow = [&](int depth, json::parse_event_t, json&) {
     too_deep = too_deep || depth > kDepthMax;
