@@ -21,6 +21,7 @@ class CompiledNet {
   // input: float32 NCHW [batch, input dims]; output: float32 [batch, output dims]. Errors: shape_mismatch,
   // device_failed.
   virtual Expected<void> run(std::span<const float> input, std::span<float> output) = 0;
+  virtual std::string description() const { return {}; }  // how it runs, for people
 };
 
 struct CompileOptions {
@@ -33,7 +34,7 @@ struct TrainingOptions;
 class Device {
  public:
   virtual ~Device() = default;
-  virtual std::string name() const = 0;  // "cpu", "cuda:0"
+  virtual std::string name() const = 0;  // "cpu", "cuda:0", "cuda:0:tf32"
   virtual Expected<std::unique_ptr<CompiledNet>> compile(const Network& net, const CompileOptions& options) = 0;
   // The net as it is given, nothing folded. Errors: unsupported_operator where this device does not train.
   virtual Expected<std::unique_ptr<TrainableNet>> compile_training(const Network& net, const TrainingOptions& options);
@@ -45,8 +46,9 @@ struct CpuOptions {
 
 Expected<std::unique_ptr<Device>> make_cpu_device(const CpuOptions& options);
 
-// "cpu" or "cuda:N". The CUDA plug-in (libcoppice_cuda.so) is looked for beside the program, then in the library path;
-// it is loaded only when asked for. Errors: device_unavailable, saying what is missing.
+// "cpu" or "cuda:N", which counts in float32; "cuda:N:tf32" and "cuda:N:fp16" are faster and less exact. The CUDA plug-in
+// (libcoppice_cuda.so) is looked for beside the program, then in the library path; it is loaded only when asked for.
+// Errors: device_unavailable, saying what is missing.
 Expected<std::unique_ptr<Device>> make_device(std::string_view spec, const CpuOptions& cpu);
 
 }  // namespace coppice::gpu

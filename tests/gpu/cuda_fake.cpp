@@ -1,0 +1,249 @@
+#include "tests/gpu/cuda_fake.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+
+#include "gpu/cuda_kernels.hpp"
+#include "tests/gpu/cuda_fake_parts.hpp"
+
+struct CUstream_st {
+  std::deque<coppice::gpu::fake::Work> queue;
+  struct CUgraph_st* capture = nullptr;
+};
+struct CUgraph_st {
+  std::vector<coppice::gpu::fake::Work> works;
+};
+struct CUgraphExec_st {
+  std::vector<coppice::gpu::fake::Work> works;
+};
+
+namespace coppice::gpu::fake {
+namespace {
+
+struct State {
+  std::recursive_mutex mutex;  // nets run on several threads
+  std::vector<std::string> calls;
+  std::set<const void*> lent;
+  std::set<CUstream_st*> streams;
+  std::size_t fail = 0;
+  std::string failed;
+  std::set<std::string> refused;
+};
+
+State& state() {
+  static State one;
+  return one;
+}
+
+using Guard = std::lock_guard<std::recursive_mutex>;
+
+void run_all(CUstream_st* stream) {
+  while (!stream->queue.empty()) {
+    const Work work = std::move(stream->queue.front());
+    stream->queue.pop_front();
+    work();
+  }
+}
+
+cudaError_t lend_memory(void** place, std::size_t bytes, const char* call) {
+  const Guard guard(state().mutex);
+  if (fails(call)) return cudaErrorMemoryAllocation;
+  *place = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  std::memset(*place, 0xff, bytes);  // not a number, as float32 and as float16
+  lend(*place);
+  return cudaSuccess;
+}
+
+cudaError_t free_memory(void* place) {
+  const Guard guard(state().mutex);
+  if (!place) return cudaSuccess;
+  for (auto* stream : state().streams) run_all(stream);  // as cudaFree does
+  give_back(place);
+  std::free(place);
+  return cudaSuccess;
+}
+
+}  // namespace
+
+void reset() {
+  const Guard guard(state().mutex);
+  state().calls.clear();
+  state().fail = 0;
+  state().failed.clear();
+  state().refused.clear();
+  engines(Engines::all);
+}
+
+const std::vector<std::string>& calls() { return state().calls; }
+std::size_t count(const std::string& call) {
+  return static_cast<std::size_t>(std::ranges::count(state().calls, call));
+}
+std::size_t lent() { return state().lent.size(); }
+void fail(std::size_t call) { state().fail = call; }
+const std::string& failed() { return state().failed; }
+void refuse(const std::string& call) { state().refused.insert(call); }
+
+bool fails(const std::string& call) {
+  const Guard guard(state().mutex);
+  state().calls.push_back(call);
+  if (state().calls.size() == state().fail) state().failed = call;
+  return state().calls.size() == state().fail || state().refused.contains(call);
+}
+void lend(const void* what) {
+  const Guard guard(state().mutex);
+  state().lent.insert(what);
+}
+void give_back(const void* what) {
+  const Guard guard(state().mutex);
+  if (state().lent.erase(what) != 1) std::abort();
+}
+bool is_lent(const void* what) {
+  const Guard guard(state().mutex);
+  return state().lent.contains(what);
+}
+void enqueue(cudaStream_t stream, const Work& work) {
+  const Guard guard(state().mutex);
+  if (stream->capture)
+    stream->capture->works.push_back(work);
+  else
+    stream->queue.push_back(work);
+}
+
+namespace {
+
+// The job's own lines, one number after another, on a copy of the job.
+template <class Job>
+void run(const Job& job) {
+  if constexpr (SumsUp<Job>::value) {
+    for (unsigned output = 0; output < job.outputs(); ++output) {
+      Sums sums = job.start();
+      for (unsigned term = 0; term < job.terms(); ++term) {
+        Sums one = job.start();  // as a lane of its own, so that merging is tried too
+        job.take(output, term, one);
+        job.merge(sums, one);
+      }
+      job.finish(output, sums);
+    }
+  } else {
+    for (unsigned i = 0; i < job.size(); ++i) job(i);
+  }
+}
+
+template <class Job>
+const char* name_of();
+#define COPPICE_NAME(Job) \
+  template <>             \
+  const char* name_of<Job>() { \
+    return #Job;          \
+  }
+COPPICE_EACH_JOB(COPPICE_NAME)
+
+}  // namespace
+}  // namespace coppice::gpu::fake
+
+namespace coppice::gpu {
+
+template <class Job>
+cudaError_t launch(const Job& job, cudaStream_t stream) {
+  if (fake::fails(fake::name_of<Job>())) return cudaErrorLaunchFailure;
+  fake::enqueue(stream, [job] { fake::run(job); });
+  return cudaSuccess;
+}
+#define COPPICE_LAUNCH(Job) template cudaError_t launch(const Job& job, cudaStream_t stream);
+COPPICE_EACH_JOB(COPPICE_LAUNCH)
+
+}  // namespace coppice::gpu
+
+using namespace coppice::gpu::fake;
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 2;
+  return fails("cudaGetDeviceCount") ? cudaErrorNoDevice : cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? (device == 0 ? 9 : 7) : 0;
+  return fails("cudaDeviceGetAttribute") ? cudaErrorUnknown : cudaSuccess;
+}
+cudaError_t cudaSetDevice(int) { return fails("cudaSetDevice") ? cudaErrorUnknown : cudaSuccess; }
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+const char* cudaGetErrorString(cudaError_t) { return "made to fail"; }
+cudaError_t cudaMalloc(void** place, std::size_t bytes) { return lend_memory(place, bytes, "cudaMalloc"); }
+cudaError_t cudaFree(void* place) { return free_memory(place); }
+cudaError_t cudaHostAlloc(void** place, std::size_t bytes, unsigned) { return lend_memory(place, bytes, "cudaHostAlloc"); }
+cudaError_t cudaFreeHost(void* place) { return free_memory(place); }
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  if (fails("cudaMemcpyAsync")) return cudaErrorUnknown;
+  enqueue(stream, [=] {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  });
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* place, int value, std::size_t bytes, cudaStream_t stream) {
+  if (fails("cudaMemsetAsync")) return cudaErrorUnknown;
+  enqueue(stream, [=] { std::memset(place, value, bytes); });
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  if (fails("cudaStreamCreateWithFlags")) return cudaErrorUnknown;
+  const Guard guard(state().mutex);
+  *stream = new CUstream_st;
+  lend(*stream);
+  state().streams.insert(*stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  const Guard guard(state().mutex);
+  run_all(stream);
+  give_back(stream);
+  state().streams.erase(stream);
+  delete stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const Guard guard(state().mutex);
+  if (fails("cudaStreamSynchronize")) return cudaErrorUnknown;
+  if (stream->capture) return cudaErrorStreamCaptureUnsupported;
+  run_all(stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (fails("cudaStreamBeginCapture")) return cudaErrorStreamCaptureUnsupported;
+  stream->capture = new CUgraph_st;
+  lend(stream->capture);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = stream->capture;
+  stream->capture = nullptr;
+  if (!fails("cudaStreamEndCapture")) return cudaSuccess;
+  cudaGraphDestroy(*graph);
+  *graph = nullptr;
+  return cudaErrorStreamCaptureInvalidated;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  give_back(graph);
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* ready, cudaGraph_t graph, unsigned long long) {
+  if (fails("cudaGraphInstantiateWithFlags")) return cudaErrorUnknown;
+  *ready = new CUgraphExec_st{graph->works};
+  lend(*ready);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready) {
+  give_back(ready);
+  delete ready;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t stream) {
+  if (fails("cudaGraphLaunch")) return cudaErrorUnknown;
+  for (const auto& work : ready->works) enqueue(stream, work);
+  return cudaSuccess;
+}
