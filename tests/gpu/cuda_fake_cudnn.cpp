@@ -9,6 +9,9 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <set>
+#include <vector>
 
 #include "gpu/cuda_jobs.hpp"
 #include "tests/gpu/cuda_fake_parts.hpp"
@@ -296,6 +299,7 @@ namespace {
 struct Descriptor {
   cudnnBackendDescriptorType_t type{};
   std::map<int, std::vector<std::byte>> attributes;
+  std::set<int> points;  // those attributes that are descriptors
   bool finished = false;
 
   bool has(int name) const { return attributes.contains(name); }
@@ -312,13 +316,16 @@ struct Descriptor {
     std::memcpy(out.data(), bytes.data(), bytes.size());
     return out;
   }
-  // What it points to must still be there, and finished.
-  const Descriptor& part(int name) const { return checked(get<Descriptor*>(name)); }
-  static const Descriptor& checked(const Descriptor* part) {
-    if (!is_lent(part) || !part->finished) std::abort();
-    return *part;
-  }
+  const Descriptor& part(int name) const { return *get<Descriptor*>(name); }
 };
+
+// All that it points to must still be there when it is used, and finished.
+void check_parts(const Descriptor& of) {
+  if (!is_lent(&of) || !of.finished) std::abort();
+  for (const auto& [name, bytes] : of.attributes)
+    if (of.points.contains(name))
+      for (const auto* part : of.all<const Descriptor*>(name)) check_parts(*part);
+}
 
 std::size_t bytes_of(cudnnBackendAttributeType_t type) {
   switch (type) {
@@ -342,7 +349,7 @@ constexpr int kExact = 900, kNote = 901;  // attributes of our own: of an engine
 
 std::vector<const Descriptor*> operations(const Descriptor& graph) {
   std::vector<const Descriptor*> out;
-  for (auto* each : graph.all<Descriptor*>(CUDNN_ATTR_OPERATIONGRAPH_OPS)) out.push_back(&Descriptor::checked(each));
+  for (auto* each : graph.all<Descriptor*>(CUDNN_ATTR_OPERATIONGRAPH_OPS)) out.push_back(each);
   return out;
 }
 
@@ -460,13 +467,22 @@ cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t type, cu
   *made = out;
   return CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnBackendDestroyDescriptor(cudnnBackendDescriptor_t handle) { return take_back(descriptor(handle)); }
+cudnnStatus_t cudnnBackendDestroyDescriptor(cudnnBackendDescriptor_t handle) {
+  // What is enqueued still reads it; cuDNN itself has then read all it needs.
+  static std::mutex mutex;
+  static std::vector<std::unique_ptr<Descriptor>> destroyed;
+  const std::lock_guard guard(mutex);
+  give_back(handle);
+  destroyed.emplace_back(descriptor(handle));
+  return CUDNN_STATUS_SUCCESS;
+}
 
 cudnnStatus_t cudnnBackendSetAttribute(cudnnBackendDescriptor_t handle, cudnnBackendAttributeName_t name,
                                        cudnnBackendAttributeType_t type, std::int64_t count, const void* values) {
   if (fails("cudnnBackendSetAttribute") || descriptor(handle)->finished) return CUDNN_STATUS_BAD_PARAM;
   const auto* begin = static_cast<const std::byte*>(values);
   descriptor(handle)->attributes[name].assign(begin, begin + bytes_of(type) * static_cast<std::size_t>(count));
+  if (type == CUDNN_TYPE_BACKEND_DESCRIPTOR) descriptor(handle)->points.insert(name);
   return CUDNN_STATUS_SUCCESS;
 }
 
@@ -496,6 +512,7 @@ cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t handle, cudnnBac
         auto* advice = static_cast<Descriptor**>(values)[i];
         put(advice, kExact, i > 0);
         put(advice, CUDNN_ATTR_ENGINE_OPERATION_GRAPH, of->get<Descriptor*>(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH));
+        advice->points.insert(CUDNN_ATTR_ENGINE_OPERATION_GRAPH);
         advice->finished = true;
       }
       return CUDNN_STATUS_SUCCESS;
@@ -520,7 +537,9 @@ cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t
   const auto& advice = made->part(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG);
   if (fails(advice.get<bool>(kExact) ? "cudnnBackendExecute" : "cudnnBackendExecute (tensor cores)"))
     return CUDNN_STATUS_EXECUTION_FAILED;
-  const auto& operands = Descriptor::checked(descriptor(pack));
+  check_parts(*made);
+  check_parts(*descriptor(pack));
+  const auto& operands = *descriptor(pack);
   const auto names = operands.all<std::int64_t>(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS);
   const auto places = operands.all<void*>(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS);
   std::map<std::int64_t, void*> given;

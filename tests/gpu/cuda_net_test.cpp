@@ -150,9 +150,10 @@ TEST_F(CudaNet, SurvivesTheFailureOfAnyCall) {
           if (compiled) {
             std::vector<float> output(static_cast<std::size_t>((*compiled)->output_elements()));
             const auto ran = (*compiled)->run(input, output);
-            if (ran)
+            if (ran) {
               EXPECT_LE(reference::error(output, reference::forward(net, input)),
                         precision == Precision::float16 ? kHalf : kExact);
+            }
             why = ran ? "" : ran.error().what;
           } else {
             why = compiled.error().what;
@@ -160,8 +161,9 @@ TEST_F(CudaNet, SurvivesTheFailureOfAnyCall) {
         }
         ASSERT_EQ(fake::lent(), 0U) << "call " << call << ", " << fake::failed();
         if (fake::failed().empty()) break;
-        if (!why.empty() && fake::failed() != "cudaGetDeviceCount" && fake::failed().find("cuda") == 0)
+        if (!why.empty() && fake::failed() != "cudaGetDeviceCount" && fake::failed().find("cuda") == 0) {
           EXPECT_NE(why.find(fake::failed()), std::string::npos) << why << " for " << fake::failed();
+        }
       }
 }
 
