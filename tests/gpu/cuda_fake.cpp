@@ -30,6 +30,7 @@ struct State {
   std::recursive_mutex mutex;  // nets run on several threads
   std::vector<std::string> calls;
   std::set<const void*> lent;
+  std::map<const void*, std::size_t> memory;  // the device's and pinned memory, with its bytes
   std::set<CUstream_st*> streams;
   std::size_t fail = 0;
   std::string failed;
@@ -57,7 +58,16 @@ cudaError_t lend_memory(void** place, std::size_t bytes, const char* call) {
   *place = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   std::memset(*place, 0xff, bytes);  // not a number, as float32 and as float16
   lend(*place);
+  state().memory[*place] = std::max<std::size_t>(bytes, 1);
   return cudaSuccess;
+}
+
+bool is_device_or_pinned(const void* place) {
+  const Guard guard(state().mutex);
+  const auto after = state().memory.upper_bound(place);
+  if (after == state().memory.begin()) return false;
+  const auto& [begin, bytes] = *std::prev(after);
+  return place < static_cast<const std::byte*>(begin) + bytes;
 }
 
 cudaError_t free_memory(void* place) {
@@ -65,6 +75,7 @@ cudaError_t free_memory(void* place) {
   if (!place) return cudaSuccess;
   for (auto* stream : state().streams) run_all(stream);  // as cudaFree does
   give_back(place);
+  state().memory.erase(place);
   std::free(place);
   return cudaSuccess;
 }
@@ -179,6 +190,13 @@ cudaError_t cudaHostAlloc(void** place, std::size_t bytes, unsigned) { return le
 cudaError_t cudaFreeHost(void* place) { return free_memory(place); }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
   if (fails("cudaMemcpyAsync")) return cudaErrorUnknown;
+  if (!is_device_or_pinned(to) || !is_device_or_pinned(from)) {  // plain memory: read, or written, before this returns
+    if (stream->capture) return cudaErrorStreamCaptureUnsupported;
+    const Guard guard(state().mutex);
+    run_all(stream);
+    if (bytes > 0) std::memcpy(to, from, bytes);
+    return cudaSuccess;
+  }
   enqueue(stream, [=] {
     if (bytes > 0) std::memcpy(to, from, bytes);
   });
