@@ -2,9 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <thread>
 
-#include "gpu/arena.hpp"
 #include "tests/gpu/cuda_case.hpp"
+#include "tests/gpu/cuda_nets.hpp"
 #include "tests/gpu/reference.hpp"
 
 using namespace coppice::gpu;
@@ -165,6 +166,22 @@ TEST_F(CudaNet, SurvivesTheFailureOfAnyCall) {
           EXPECT_NE(why.find(fake::failed()), std::string::npos) << why << " for " << fake::failed();
         }
       }
+}
+
+TEST_F(CudaNet, NetsOfOneDeviceRunSideBySide) {
+  const auto device = cuda();
+  const auto net = operator_nets().front();
+  const auto input = random_input(net, 2, 1), wanted = reference::forward(net, input);
+  std::vector<std::thread> threads;
+  std::vector<double> errors(3, 1);
+  for (auto& error : errors)
+    threads.emplace_back([&] {
+      auto compiled = device->compile(net, {2}).value();
+      std::vector<float> output(10);
+      for (int i = 0; i < 20 && compiled->run(input, output); ++i) error = reference::error(output, wanted);
+    });
+  for (auto& thread : threads) thread.join();
+  for (const double error : errors) EXPECT_LE(error, kExact);
 }
 
 TEST_F(CudaNet, RefusesWrongSizes) {
