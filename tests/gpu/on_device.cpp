@@ -1,260 +1,41 @@
-// What tests/gpu/on_device runs where a GPU is: nets on cuda:0 against a plain reference, with their times.
+// What tests/gpu/on_device runs where a GPU is: every operator, training and speed on cuda:0, in each precision.
 //
-// Prints one JSON document. Exit 0: all agree; 1: some do not, or something failed. Also takes "cpu", to check itself.
+// Prints one JSON document. Exit 0: all agree with the reference; 1: something does not, or failed. Also takes another
+// device's name, "cpu", to check itself; then parts that it lacks count as failed.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <iterator>
 #include <limits>
 #include <random>
 #include <string>
 #include <thread>
 
 #include "gpu/device.hpp"
+#include "gpu/training.hpp"
+#include "tests/gpu/cuda_nets.hpp"
+#include "tests/gpu/training_reference.hpp"
 
 namespace coppice::gpu {
 namespace {
 
-constexpr double kErrorMax = 1e-3;
-constexpr int kChecks = 5;  // fresh inputs each, so that nothing left over from an earlier run can pass
-constexpr int kWarmUps = 50;
-constexpr int kRuns = 2'000;
+using Clock = std::chrono::steady_clock;
 
-std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
-
-// The reference: the definitions of the operators, in double, on the net as it was made rather than simplified.
-using Numbers = std::vector<double>;
-
-double identity_of(bool average) { return average ? 0.0 : -std::numeric_limits<double>::infinity(); }
-
-struct Reference {
-  const std::vector<const Numbers*>& inputs;
-  const Dims& in;
-  const Dims& out;
-  Numbers result = Numbers(at(elements(out)), 0.0);
-
-  const Numbers& x() const { return *inputs[0]; }
-
-  // f(output index, channel, first row and column of the window)
-  template <class F>
-  void each_window(const Window& w, F f) {
-    for (std::int64_t c = 0, i = 0; c < out[0]; ++c)
-      for (std::int64_t y = 0; y < out[1]; ++y)
-        for (std::int64_t v = 0; v < out[2]; ++v, ++i)
-          result[at(i)] = f(c, y * w.stride_h - w.pad_top, v * w.stride_w - w.pad_left);
-  }
-  // f(pixel, row and column in the kernel), of those that are not padding
-  template <class F>
-  void each_pixel(const Window& w, std::int64_t channel, std::int64_t top, std::int64_t left, F f) const {
-    for (std::int64_t ky = 0; ky < w.kernel_h; ++ky)
-      for (std::int64_t kx = 0; kx < w.kernel_w; ++kx) {
-        const auto y = top + ky, v = left + kx;
-        if (y >= 0 && y < in[1] && v >= 0 && v < in[2]) f(x()[at((channel * in[1] + y) * in[2] + v)], ky, kx);
-      }
-  }
-  void pool(const Window& w, bool average, bool count_padding) {
-    each_window(w, [&](std::int64_t c, std::int64_t top, std::int64_t left) {
-      double value = identity_of(average), seen = 0;
-      each_pixel(w, c, top, left, [&](double pixel, std::int64_t, std::int64_t) {
-        value = average ? value + pixel : std::max(value, pixel);
-        ++seen;
-      });
-      return average ? value / (count_padding ? static_cast<double>(w.kernel_h * w.kernel_w) : seen) : value;
-    });
-  }
-
-  void operator()(const Convolution& c) {
-    const auto& w = c.window;
-    const auto inner = in[0] / c.groups, outer = c.out_channels / c.groups;
-    each_window(w, [&](std::int64_t o, std::int64_t top, std::int64_t left) {
-      double sum = c.bias.empty() ? 0.0 : c.bias[at(o)];
-      for (std::int64_t i = 0; i < inner; ++i)
-        each_pixel(w, o / outer * inner + i, top, left, [&](double pixel, std::int64_t ky, std::int64_t kx) {
-          sum += pixel * c.weight[at(((o * inner + i) * w.kernel_h + ky) * w.kernel_w + kx)];
-        });
-      return sum;
-    });
-  }
-  void operator()(const BatchNorm& b) {
-    const auto inner = result.size() / b.scale.size();
-    for (std::size_t i = 0; i < result.size(); ++i) {
-      const auto c = i / inner;
-      result[i] =
-          (x()[i] - b.mean[c]) / std::sqrt(static_cast<double>(b.variance[c]) + b.epsilon) * b.scale[c] + b.shift[c];
-    }
-  }
-  void operator()(const Relu&) {
-    for (std::size_t i = 0; i < result.size(); ++i) result[i] = std::max(x()[i], 0.0);
-  }
-  void operator()(const MaxPool& p) { pool(p.window, false, false); }
-  void operator()(const AveragePool& p) { pool(p.window, true, p.count_padding); }
-  void operator()(const GlobalAveragePool&) { pool({in[1], in[2], 1, 1, 0, 0, 0, 0}, true, false); }
-  void operator()(const Dense& d) {
-    for (std::int64_t o = 0; o < d.out_features; ++o) {
-      double sum = d.bias.empty() ? 0.0 : d.bias[at(o)];
-      for (std::int64_t i = 0; i < in[0]; ++i) sum += x()[at(i)] * d.weight[at(o * in[0] + i)];
-      result[at(o)] = sum;
-    }
-  }
-  void operator()(const Flatten&) { result = x(); }
-  void operator()(const Add&) {
-    for (std::size_t i = 0; i < result.size(); ++i) result[i] = x()[i] + (*inputs[1])[i];
-  }
-  void operator()(const Identity&) { result = x(); }
-  template <class Other>
-  void operator()(const Other&) {
-    throw std::logic_error("no reference for this operator");
-  }
+// The largest difference to the reference in double precision, over the largest number there (or 1). TF32 keeps 10 bits
+// of what it multiplies, float16 keeps 10 bits of every value between layers too.
+struct Precise {
+  std::string suffix;
+  double error_max, gradient_error_max;
 };
+const std::vector<Precise> kPrecisions{{"", 1e-3, 5e-3}, {":tf32", 1e-2, 5e-2}, {":fp16", 3e-2, 5e-2}};
 
-Numbers reference(const Network& net, const std::vector<Dims>& shapes, std::span<const float> item) {
-  std::vector<Numbers> values{Numbers(item.begin(), item.end())};
-  values.reserve(net.nodes.size() + 1);  // pointers into it are kept
-  for (std::size_t i = 0; i < net.nodes.size(); ++i) {
-    std::vector<const Numbers*> inputs;
-    for (const int input : net.nodes[i].inputs) inputs.push_back(&values[static_cast<std::size_t>(input)]);
-    Reference node{inputs, shapes[static_cast<std::size_t>(net.nodes[i].inputs[0])], shapes[i + 1]};
-    std::visit(node, net.nodes[i].op);
-    values.push_back(std::move(node.result));
-  }
-  return values.back();
-}
+constexpr int kWarmUps = 100, kRuns = 2'000;
+constexpr double kPartSecondsMax = 3;  // of each measurement
 
-// Every operator and every pair of them that a device may fuse.
-Network residual_net() {
-  Network net{"residual", {3, 25, 23}, {}};
-  std::mt19937_64 random(7);
-  const auto draw = [&](std::int64_t count, float mean, float deviation) {
-    std::normal_distribution<float> normal(mean, deviation);
-    std::vector<float> out(at(count));
-    for (auto& value : out) value = normal(random);
-    return out;
-  };
-  const auto push = [&](const std::string& name, Operator op, std::vector<int> inputs = {}) {
-    if (inputs.empty()) inputs = {static_cast<int>(net.nodes.size())};
-    net.nodes.push_back({name, std::move(op), std::move(inputs)});
-    return static_cast<int>(net.nodes.size());
-  };
-  const auto conv = [&](Window w, std::int64_t in, std::int64_t out, std::int64_t groups, bool bias) {
-    const auto fan_in = in / groups * w.kernel_h * w.kernel_w;
-    return Convolution{w, out, groups, draw(out * fan_in, 0.0F, std::sqrt(2.0F / static_cast<float>(fan_in))),
-                       bias ? draw(out, 0.0F, 0.5F) : std::vector<float>{}};
-  };
-  const auto norm = [&](std::int64_t channels) {
-    BatchNorm out{draw(channels, 1.0F, 0.2F), draw(channels, 0.0F, 0.3F), draw(channels, 0.0F, 0.3F),
-                  draw(channels, 1.0F, 0.1F), 1e-3F};
-    for (auto& value : out.variance) value = std::abs(value) + 0.1F;
-    return out;
-  };
-  const auto dense = [&](std::int64_t in, std::int64_t out, bool bias) {
-    return Dense{out, draw(in * out, 0.0F, std::sqrt(2.0F / static_cast<float>(in))),
-                 bias ? draw(out, 0.0F, 0.5F) : std::vector<float>{}};
-  };
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-  push("stem", conv({3, 3, 2, 2, 0, 1, 1, 0}, 3, 16, 1, false));  // padded more on one side than on the other
-  push("stem norm", norm(16));
-  const int trunk = push("stem relu", Relu{});
-  push("grouped", conv({3, 3, 1, 1, 1, 1, 1, 1}, 16, 32, 4, true));
-  push("grouped relu", Relu{});
-  push("narrowing", conv({1, 1, 1, 1, 0, 0, 0, 0}, 32, 16, 1, false));
-  const int branch = push("narrowing norm", norm(16));
-  push("joined", Add{}, {trunk, branch});
-  const int joined = push("joined relu", Relu{});
-  push("same", Identity{});
-  const int left = push("depthwise", conv({5, 3, 1, 1, 2, 1, 2, 1}, 16, 16, 16, true), {joined});
-  const int plain = push("joined without relu", Add{}, {left, joined});
-  push("exclusive", AveragePool{{3, 3, 2, 2, 1, 1, 1, 1}, false}, {plain});
-  const int exclusive = push("lone norm", norm(16));
-  push("inclusive", AveragePool{{3, 3, 2, 2, 1, 1, 1, 1}, true}, {plain});
-  const int inclusive = push("lone relu", Relu{});
-  const int doubled = push("doubled", Add{}, {inclusive, inclusive});
-  push("three", Add{}, {exclusive, doubled});
-  push("skewed maximum", MaxPool{{3, 2, 2, 1, 0, 0, 1, 1}});
-  push("wide", conv({3, 3, 1, 1, 1, 1, 1, 1}, 16, 48, 1, true));
-  const int wide = push("whole", GlobalAveragePool{});
-  push("flat", Flatten{}, {wide});
-  push("hidden", dense(48, 40, true));
-  push("hidden relu", Relu{});
-  push("scores", dense(40, 10, false));
-  return net;
-}
-
-struct Result {
-  double max_relative_error = 0, p50_us = 0, p99_us = 0;
-};
-
-std::vector<float> random_input(std::int64_t count, std::uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal(0.0F, 1.0F);
-  std::vector<float> out(at(count));
-  for (auto& value : out) value = normal(random);
-  return out;
-}
-
-// The largest difference over the largest number of the reference; infinite where a number is not finite.
-double relative_error(const Numbers& wanted, std::span<const float> had) {
-  double largest = 0, difference = 0;
-  for (std::size_t i = 0; i < wanted.size(); ++i) {
-    if (!std::isfinite(had[i])) return std::numeric_limits<double>::infinity();
-    largest = std::max(largest, std::abs(wanted[i]));
-    difference = std::max(difference, std::abs(wanted[i] - had[i]));
-  }
-  return difference / std::max(largest, 1e-12);
-}
-
-Expected<Result> measure(CompiledNet& compiled, const Network& net, int batch) {
-  const auto shapes = infer_shapes(net);
-  if (!shapes) return unexpected(shapes.error());
-  const auto in_each = elements(shapes->front()), out_each = elements(shapes->back());
-  std::vector<float> output(at(compiled.output_elements()));
-  Result result;
-  std::vector<float> input;
-  for (int check = 0; check < kChecks; ++check) {
-    input = random_input(compiled.input_elements(), static_cast<std::uint64_t>(check) + 1);
-    std::ranges::fill(output, std::numeric_limits<float>::quiet_NaN());
-    if (const auto ran = compiled.run(input, output); !ran) return unexpected(ran.error());
-    for (int item = 0; item < batch; ++item) {
-      const auto wanted = reference(net, *shapes, std::span(input).subspan(at(item * in_each), at(in_each)));
-      result.max_relative_error =
-          std::max(result.max_relative_error,
-                   relative_error(wanted, std::span<const float>(output).subspan(at(item * out_each), at(out_each))));
-    }
-  }
-  std::vector<double> times;
-  for (int i = 0; i < kWarmUps + kRuns; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    if (const auto ran = compiled.run(input, output); !ran) return unexpected(ran.error());
-    if (i >= kWarmUps)
-      times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count());
-  }
-  std::ranges::sort(times);
-  result.p50_us = times[times.size() / 2];
-  result.p99_us = times[times.size() * 99 / 100];
-  return result;
-}
-
-// Nets of one device, one on each of two threads that did not compile them, give what they give alone.
-bool same_on_threads(CompiledNet& a, CompiledNet& b) {
-  constexpr int kRounds = 200;
-  const auto answers = [](CompiledNet& net, std::vector<float>& out) {
-    const auto input = random_input(net.input_elements(), 99);
-    out.assign(at(net.output_elements()), std::numeric_limits<float>::quiet_NaN());
-    return net.run(input, out).has_value();
-  };
-  std::vector<float> alone_a, alone_b;
-  if (!answers(a, alone_a) || !answers(b, alone_b)) return false;
-  bool same_a = true, same_b = true;
-  const auto repeat = [&](CompiledNet& net, const std::vector<float>& alone, bool& same) {
-    std::vector<float> out;
-    for (int i = 0; i < kRounds && same; ++i) same = answers(net, out) && out == alone;
-  };
-  std::thread other([&] { repeat(b, alone_b, same_b); });
-  std::thread one([&] { repeat(a, alone_a, same_a); });
-  other.join();
-  one.join();
-  return same_a && same_b;
-}
+// ---- JSON ----------------------------------------------------------------------------------------------------------
 
 std::string quoted(const std::string& text) {
   std::string out = "\"";
@@ -264,54 +45,374 @@ std::string quoted(const std::string& text) {
   }
   return out + "\"";
 }
+std::string json(const std::string& text) { return quoted(text); }
+std::string json(int value) { return std::to_string(value); }
+std::string json(double value) {  // JSON has no infinity
+  char text[32];
+  std::snprintf(text, sizeof text, "%.4g", std::isfinite(value) ? value : 1e300);
+  return text;
+}
+std::string object() { return "}"; }
+template <class T, class... Rest>
+std::string object(const std::string& key, const T& value, const Rest&... rest) {
+  return quoted(key) + ":" + json(value) + (sizeof...(rest) > 0 ? "," : "") + object(rest...);
+}
+template <class... All>
+std::string row(const All&... all) {
+  return "{" + object(all...);
+}
 
-struct Case {
-  Network net;
-  int batch;
+class Report {
+ public:
+  void begin(const std::string& section) {
+    std::printf("%s\n%s:[", sections_++ ? "," : "", quoted(section).c_str());
+    rows_ = 0;
+  }
+  void end() { std::printf("]"); }
+  void add(const std::string& text) {
+    std::printf("%s\n%s", rows_++ ? "," : "", text.c_str());
+    std::fflush(stdout);
+  }
+  // A row that may be wrong.
+  void add(bool good, const std::string& text) {
+    good_ = good_ && good;
+    add(text);
+  }
+  bool good() const { return good_; }
+
+ private:
+  int sections_ = 1, rows_ = 0;  // the device's name stands before them
+  bool good_ = true;
 };
 
-int run(const std::string& spec, const std::string& card) {
-  const auto device = make_device(spec, CpuOptions{});
-  if (!device) {
-    std::fprintf(stderr, "on_device: %s\n", device.error().what.c_str());
-    return 1;
-  }
-  auto wide = vgg({1, 28, 28}, {16, 16, 32, 32, 64, 64}, 10, 1);
-  wide.name = "vgg 16-16-32-32-64-64";
-  auto narrow = vgg({1, 28, 28}, {8, 8, 16, 16, 32, 32}, 10, 2);
-  narrow.name = "vgg 8-8-16-16-32-32";
-  // Batches: one request, few (dense layers read row by row) and many (dense layers multiplied).
-  std::vector<Case> cases;
-  for (const int batch : {1, 5, 32})
-    for (const auto& net : {wide, narrow, residual_net()}) cases.push_back({net, batch});
+// ---- numbers -------------------------------------------------------------------------------------------------------
 
-  bool good = true;
-  std::vector<std::unique_ptr<CompiledNet>> compiled;
-  std::printf("{\"device\":%s,\"nets\":[", quoted(card.empty() ? (*device)->name() : card).c_str());
-  for (std::size_t i = 0; i < cases.size(); ++i) {
-    const auto& [net, batch] = cases[i];
-    auto made = (*device)->compile(net, CompileOptions{batch});
-    const auto result = made ? measure(**made, net, batch) : unexpected(made.error());
-    std::printf("%s\n{\"name\":%s,\"batch\":%d,\"macs\":%lld,", i ? "," : "", quoted(net.name).c_str(), batch,
-                static_cast<long long>(multiply_adds(net)));
-    if (result) {
-      // JSON has no infinity.
-      const double error = std::isfinite(result->max_relative_error) ? result->max_relative_error : 1e300;
-      std::printf("\"max_relative_error\":%.3g,\"p50_us\":%.2f,\"p99_us\":%.2f,\"runs\":%d}", error, result->p50_us,
-                  result->p99_us, kRuns);
-      good = good && error <= kErrorMax;
-      compiled.push_back(std::move(*made));
-    } else {
-      std::printf("\"error\":%s}", quoted(result.error().what).c_str());
-      good = false;
+Expected<double> largest_error(CompiledNet& compiled, const Network& net, int batch) {
+  double worst = 0;
+  for (const std::uint64_t seed : {1U, 2U, 3U}) {  // fresh inputs, so that nothing left over from an earlier run passes
+    const auto input = random_input(net, batch, seed);
+    std::vector<float> output(static_cast<std::size_t>(compiled.output_elements()),
+                              std::numeric_limits<float>::quiet_NaN());
+    if (const auto ran = compiled.run(input, output); !ran) return unexpected(ran.error());
+    worst = std::max(worst, reference::error(output, reference::forward(net, input)));
+  }
+  return worst;
+}
+
+void check_operators(Report& report, Device& device, const Precise& precise) {
+  std::vector<Network> nets = operator_nets();
+  for (std::uint64_t seed = 0; seed < 12; ++seed) {
+    nets.push_back(random_net(seed * 1'000, 3 + static_cast<int>(seed % 5)));
+    nets.back().name = "random " + std::to_string(seed * 1'000);
+  }
+  auto wide = vgg({1, 28, 28}, {32, 32, 64, 64, 128, 128}, 10, 1);
+  wide.name = "vgg";
+  nets.push_back(wide);
+  nets.push_back(residual_net(3, 16, 10));
+  for (const auto& net : nets)
+    for (const int batch : {1, 5, 12}) {  // one; few (dense layers read row by row) and many (multiplied)
+      if (multiply_adds(net) > 1'000'000 && batch == 12) continue;  // the reference is slow
+      auto compiled = device.compile(net, {batch});
+      const auto error = compiled ? largest_error(**compiled, net, batch) : unexpected(compiled.error());
+      if (error)
+        report.add(*error <= precise.error_max,
+                   row("net", net.name, "device", device.name(), "batch", batch, "error", *error, "allowed",
+                       precise.error_max, "how", (*compiled)->description()));
+      else
+        report.add(false, row("net", net.name, "device", device.name(), "batch", batch, "failed", error.error().what));
+    }
+}
+
+// Nets of one device, one on each of two threads that did not compile them, give what they give alone.
+bool same_on_threads(Device& device) {
+  const auto nets = operator_nets();
+  const auto a = device.compile(nets[0], {2}), b = device.compile(nets[1], {2});
+  if (!a || !b) return false;
+  const auto answer = [](CompiledNet& net) {
+    std::vector<float> out(static_cast<std::size_t>(net.output_elements()));
+    return net.run(NetSampler(99).floats(net.input_elements()), out) ? out : std::vector<float>{};
+  };
+  const auto alone_a = answer(**a), alone_b = answer(**b);
+  bool same_a = !alone_a.empty(), same_b = !alone_b.empty();
+  const auto repeat = [&](CompiledNet& net, const std::vector<float>& alone, bool& same) {
+    for (int i = 0; i < 200 && same; ++i) same = answer(net) == alone;
+  };
+  std::thread other([&] { repeat(**b, alone_b, same_b); });
+  std::thread one([&] { repeat(**a, alone_a, same_a); });
+  other.join();
+  one.join();
+  return same_a && same_b;
+}
+
+// ---- training ------------------------------------------------------------------------------------------------------
+
+// The largest difference between a net's gradients and differences of the reference, over the largest of these in the
+// same array; kinks are left out.
+Expected<double> gradient_error(Device& device, const reference::Case& c, int batch) {
+  auto net = device.compile_training(c.net, {batch});
+  if (!net) return unexpected(net.error());
+  std::vector<float> scores(c.score_gradients.size()),
+      gradients(static_cast<std::size_t>((*net)->parameter_elements()));
+  if (const auto done = (*net)->forward(c.input, scores, c.mode); !done) return unexpected(done.error());
+  if (const auto done = (*net)->backward(c.score_gradients); !done) return unexpected(done.error());
+  if (const auto done = (*net)->read_gradients(gradients); !done) return unexpected(done.error());
+  double worst = reference::error(scores, reference::joined(reference::train_forward(c.net, c.input, c.mode).back()));
+  const auto compare = [&](std::span<const float> had, const auto& wanted_at) {
+    double scale = 1e-2, difference = 0;
+    for (std::size_t i = 0; i < had.size(); i += had.size() / 16 + 1)
+      if (const std::optional<double> wanted = wanted_at(i)) {
+        scale = std::max(scale, std::abs(*wanted));
+        difference = std::max(difference, std::abs(had[i] - *wanted));
+      }
+    worst = std::max(worst, difference / scale);
+  };
+  Network moved = c.net;
+  std::span<const float> rest(gradients);
+  reference::each_parameter(moved, [&](std::vector<float>& array, bool learned) {
+    compare(rest.first(array.size()), [&](std::size_t i) {
+      return learned ? reference::slope(c, moved, array[i]) : std::optional(0.0);
+    });
+    rest = rest.subspan(array.size());
+  });
+  std::vector<float> of_input(c.input.size());
+  if (const auto done = (*net)->read_value_gradient(0, of_input); !done) return unexpected(done.error());
+  const auto item = c.input.size() / static_cast<std::size_t>(batch);
+  compare(of_input, [&](std::size_t i) { return reference::slope(c, {0, i / item, i % item}); });
+  return worst;
+}
+
+void check_gradients(Report& report, Device& device, const Precise& precise) {
+  constexpr int kBatch = 3;
+  for (const auto& net : operator_nets())
+    for (const auto mode : {Mode::train, Mode::evaluate}) {
+      const auto outputs = kBatch * elements(infer_shapes(net)->back());
+      const auto error =
+          gradient_error(device, {net, random_input(net, kBatch, 7), NetSampler(8).floats(outputs), mode}, kBatch);
+      const std::string in = mode == Mode::train ? "train" : "evaluate";
+      if (error)
+        report.add(*error <= precise.gradient_error_max,
+                   row("net", net.name, "device", device.name(), "mode", in, "error", *error, "allowed",
+                       precise.gradient_error_max));
+      else
+        report.add(false, row("net", net.name, "device", device.name(), "mode", in, "failed", error.error().what));
+    }
+}
+
+// Cross-entropy of a batch and its gradients.
+double cross_entropy(const std::vector<float>& scores, const std::vector<int>& labels, std::vector<float>& gradients) {
+  const auto batch = labels.size(), classes = scores.size() / batch;
+  double loss = 0;
+  for (std::size_t n = 0; n < batch; ++n) {
+    const auto* row_of = &scores[n * classes];
+    const double largest = *std::max_element(row_of, row_of + classes);
+    double sum = 0;
+    for (std::size_t c = 0; c < classes; ++c) sum += std::exp(row_of[c] - largest);
+    for (std::size_t c = 0; c < classes; ++c) {
+      const double probability = std::exp(row_of[c] - largest) / sum;
+      const bool right = static_cast<int>(c) == labels[n];
+      if (right) loss -= std::log(probability) / static_cast<double>(batch);
+      gradients[n * classes + c] = static_cast<float>((probability - (right ? 1 : 0)) / static_cast<double>(batch));
     }
   }
-  const bool threads = compiled.size() == cases.size() && same_on_threads(*compiled[0], *compiled[2]);
-  std::vector<float> short_input(3), output(10);
-  const bool sizes = !compiled.empty() && !compiled[0]->run(short_input, output);
-  std::printf("\n],\"same_on_threads\":%s,\"wrong_sizes_refused\":%s}\n", threads ? "true" : "false",
-              sizes ? "true" : "false");
-  return good && threads && sizes ? 0 : 1;
+  return loss;
+}
+
+// Images that are their class's pattern under noise.
+struct Patterns {
+  explicit Patterns(std::int64_t item) : item_size(item), patterns(NetSampler(5).floats(10 * item)) {}
+  void draw(std::vector<float>& input, std::vector<int>& labels) {
+    std::normal_distribution<float> noise(0.0F, 1.0F);
+    for (std::size_t n = 0; n < labels.size(); ++n) {
+      labels[n] = static_cast<int>(random() % 10);
+      for (std::int64_t i = 0; i < item_size; ++i)
+        input[n * static_cast<std::size_t>(item_size) + static_cast<std::size_t>(i)] =
+            patterns[static_cast<std::size_t>(labels[n] * item_size + i)] + noise(random);
+    }
+  }
+  std::int64_t item_size;
+  std::vector<float> patterns;
+  std::mt19937_64 random{6};
+};
+
+struct Learning {
+  double first = 0, last = 0, images_per_second = 0;
+};
+
+// Some steps at batch 128; losses of the first and last ten, and the speed of the second half.
+Expected<Learning> learn(Device& device, const Network& given, int steps) {
+  constexpr int kBatch = 128;
+  auto net = device.compile_training(given, {kBatch});
+  if (!net) return unexpected(net.error());
+  std::vector<float> input(static_cast<std::size_t>((*net)->input_elements())), scores(kBatch * 10), gradients(kBatch * 10);
+  std::vector<int> labels(kBatch);
+  Patterns patterns(elements(given.input));
+  Learning out;
+  auto begin = Clock::now();
+  for (int i = 0; i < steps; ++i) {
+    if (i < steps / 2) patterns.draw(input, labels);  // then the same batch again: drawing would be what is measured
+    if (i == steps / 2) begin = Clock::now();
+    if (const auto done = (*net)->forward(input, scores, Mode::train); !done) return unexpected(done.error());
+    const double loss = cross_entropy(scores, labels, gradients);
+    if (i < 10) out.first += loss / 10;
+    if (i >= steps / 2 - 10 && i < steps / 2) out.last += loss / 10;
+    if (const auto done = (*net)->backward(gradients); !done) return unexpected(done.error());
+    if (const auto done = (*net)->update({0.02F, 0.9F, 5e-4F, true, 0.99F}); !done) return unexpected(done.error());
+  }
+  if (const auto waited = (*net)->state(); !waited) return unexpected(waited.error());
+  out.images_per_second = kBatch * (steps - steps / 2) / seconds_since(begin);
+  return out;
+}
+
+// ---- speed ---------------------------------------------------------------------------------------------------------
+
+struct Times {
+  double p50_us = 0, p99_us = 0;
+};
+
+Times percentiles(std::vector<double> times) {
+  std::ranges::sort(times);
+  return {times[times.size() / 2] * 1e6, times[times.size() * 99 / 100] * 1e6};
+}
+
+Expected<Times> latency(CompiledNet& net) {
+  const auto input = NetSampler(1).floats(net.input_elements());
+  std::vector<float> output(static_cast<std::size_t>(net.output_elements()));
+  std::vector<double> times;
+  const auto start = Clock::now();
+  for (int i = 0; i < kWarmUps + kRuns && (i < kWarmUps + 10 || seconds_since(start) < kPartSecondsMax); ++i) {
+    const auto begin = Clock::now();
+    if (const auto ran = net.run(input, output); !ran) return unexpected(ran.error());
+    if (i >= kWarmUps) times.push_back(seconds_since(begin));
+  }
+  return percentiles(std::move(times));
+}
+
+struct Timed {
+  std::string name;  // as tests/gpu/on_device.py calls its peer
+  Network net;
+};
+
+std::vector<Timed> timed_nets() {
+  return {{"vgg", vgg({1, 28, 28}, {32, 32, 64, 64, 128, 128}, 10, 1)},
+          {"vgg half", vgg({1, 28, 28}, {16, 16, 32, 32, 64, 64}, 10, 2)},
+          {"vgg quarter", vgg({1, 28, 28}, {8, 8, 16, 16, 32, 32}, 10, 3)},
+          {"resnet-20", residual_net(3, 16, 10)}};
+}
+
+void measure_latency(Report& report, Device& device) {
+  for (const auto& [name, net] : timed_nets())
+    for (const int batch : {1, 16}) {
+      auto compiled = device.compile(net, {batch});
+      const auto times = compiled ? latency(**compiled) : unexpected(compiled.error());
+      if (times)
+        report.add(row("net", name, "device", device.name(), "batch", batch, "p50_us", times->p50_us, "p99_us",
+                       times->p99_us, "how", (*compiled)->description()));
+      else
+        report.add(false, row("net", name, "device", device.name(), "batch", batch, "failed", times.error().what));
+    }
+}
+
+// k nets, each on a thread of its own, all given one request at a time: the time until the last has answered.
+Expected<Times> side_by_side(const std::vector<std::unique_ptr<CompiledNet>>& nets) {
+  constexpr int kRounds = 1'000;
+  std::atomic<int> round{0}, answered{0};
+  std::atomic<bool> failed{false};
+  std::vector<std::thread> threads;
+  for (const auto& net : nets)
+    threads.emplace_back([&, &mine = *net] {
+      const auto input = NetSampler(1).floats(mine.input_elements());
+      std::vector<float> output(static_cast<std::size_t>(mine.output_elements()));
+      for (int done = 0; done < kWarmUps + kRounds; ++done) {
+        while (round.load() <= done) {  // spinning: waking a thread would take as long as the net
+        }
+        if (!mine.run(input, output)) failed = true;
+        ++answered;
+      }
+    });
+  std::vector<double> times;
+  for (int i = 1; i <= kWarmUps + kRounds; ++i) {
+    const auto begin = Clock::now();
+    round = i;
+    while (answered.load() < i * static_cast<int>(nets.size())) {
+    }
+    if (i > kWarmUps) times.push_back(seconds_since(begin));
+  }
+  for (auto& thread : threads) thread.join();
+  if (failed) return unexpected(Error{ErrorCode::device_failed, "a net failed beside others"});
+  return percentiles(std::move(times));
+}
+
+void measure_side_by_side(Report& report, Device& device) {
+  const auto nets = timed_nets();
+  struct Group {
+    std::size_t which;
+    int count;
+  };
+  for (const auto& [which, count] : {Group{0, 1}, Group{1, 2}, Group{2, 1}, Group{2, 2}, Group{2, 4}, Group{2, 8}}) {
+    if (std::thread::hardware_concurrency() <= static_cast<unsigned>(count)) continue;  // they would wait for a core
+    std::vector<std::unique_ptr<CompiledNet>> compiled;
+    for (int i = 0; i < count; ++i)
+      if (auto made = device.compile(nets[which].net, {1})) compiled.push_back(std::move(*made));
+    const auto times = std::ssize(compiled) == count ? side_by_side(compiled)
+                                                     : unexpected(Error{ErrorCode::device_failed, "no net"});
+    if (times)
+      report.add(row("net", nets[which].name, "device", device.name(), "nets", count, "p50_us", times->p50_us, "p99_us",
+                     times->p99_us));
+    else
+      report.add(false, row("net", nets[which].name, "nets", count, "failed", times.error().what));
+  }
+}
+
+void check_learning(Report& report, Device& device) {
+  for (const auto& [name, net] : timed_nets()) {
+    if (name != "vgg" && name != "resnet-20") continue;
+    const auto learned = learn(device, net, 400);
+    if (learned)
+      report.add(learned->last < 0.5 * learned->first,
+                 row("net", name, "device", device.name(), "batch", 128, "first_loss", learned->first, "last_loss",
+                     learned->last, "images_per_second", learned->images_per_second));
+    else
+      report.add(false, row("net", name, "device", device.name(), "failed", learned.error().what));
+  }
+}
+
+// ---- all of it -----------------------------------------------------------------------------------------------------
+
+int run(const std::string& spec, const std::string& card) {
+  std::vector<std::unique_ptr<Device>> devices;
+  std::vector<Precise> precisions;
+  for (const auto& precise : kPrecisions) {
+    if (spec == "cpu" && !precise.suffix.empty()) continue;
+    auto device = make_device(spec + precise.suffix, CpuOptions{});
+    if (!device) {
+      std::fprintf(stderr, "on_device: %s\n", device.error().what.c_str());
+      return 1;
+    }
+    devices.push_back(std::move(*device));
+    precisions.push_back(precise);
+  }
+  Report report;
+  std::printf("{\"device\":%s", quoted(card.empty() ? spec : card).c_str());
+  const auto begin = Clock::now();
+  const auto section = [&](const std::string& name, const auto& each) {
+    report.begin(name);
+    for (std::size_t i = 0; i < devices.size(); ++i) each(*devices[i], precisions[i]);
+    report.end();
+    std::fprintf(stderr, "on_device: %s after %.0f s\n", name.c_str(), seconds_since(begin));
+  };
+  section("operators", [&](Device& device, const Precise& precise) { check_operators(report, device, precise); });
+  section("gradients", [&](Device& device, const Precise& precise) {
+    if (precise.suffix != ":fp16") check_gradients(report, device, precise);  // it trains as tf32 does
+  });
+  section("training", [&](Device& device, const Precise& precise) {
+    if (precise.suffix != ":fp16") check_learning(report, device);
+  });
+  section("latency", [&](Device& device, const Precise&) { measure_latency(report, device); });
+  section("side_by_side", [&](Device& device, const Precise&) { measure_side_by_side(report, device); });
+  const bool threads = same_on_threads(*devices.front());
+  std::printf(",\n\"same_on_threads\":%s,\"good\":%s}\n", threads ? "true" : "false",
+              threads && report.good() ? "true" : "false");
+  return threads && report.good() ? 0 : 1;
 }
 
 }  // namespace
