@@ -98,4 +98,56 @@ inline double loss(const Batch& scores, std::span<const float> gradients) {
   return sum;
 }
 
+// Visits the arrays in the order of TrainingState::weights; running statistics as nothing to be learned.
+template <class Visit>
+inline void each_parameter(Network& net, const Visit& visit) {
+  for (auto& node : net.nodes) {
+    if (auto* c = std::get_if<Convolution>(&node.op)) {
+      visit(c->weight, true);
+      visit(c->bias, true);
+    } else if (auto* d = std::get_if<Dense>(&node.op)) {
+      visit(d->weight, true);
+      visit(d->bias, true);
+    } else if (auto* b = std::get_if<BatchNorm>(&node.op)) {
+      visit(b->scale, true);
+      visit(b->shift, true);
+      visit(b->mean, false);
+      visit(b->variance, false);
+    }
+  }
+}
+
+struct Case {
+  Network net;
+  std::vector<float> input, score_gradients;
+  Mode mode = Mode::train;
+};
+
+// By differences to both sides; none where these are not the same: at a kink of a ReLU, a bound or a maximum.
+template <class Loss>
+std::optional<double> slope(double step_up, double step_down, const Loss& loss_at) {
+  const double here = loss_at(0), up = (loss_at(1) - here) / step_up, down = (here - loss_at(-1)) / step_down;
+  if (std::abs(up - down) > 5e-3 * std::max({std::abs(up), std::abs(down), 1e-2})) return {};
+  return (up + down) / 2;
+}
+
+// Of a weight of `net`, which is the case's. Weights are floats: what they were really moved by counts.
+inline std::optional<double> slope(const Case& c, Network& net, float& weight) {
+  const float kept = weight, above = kept + 1e-4F, below = kept - 1e-4F;
+  const auto out = slope(static_cast<double>(above) - kept, static_cast<double>(kept) - below, [&](int direction) {
+    weight = direction > 0 ? above : direction < 0 ? below : kept;
+    return loss(train_forward(net, c.input, c.mode).back(), c.score_gradients);
+  });
+  weight = kept;
+  return out;
+}
+
+inline std::optional<double> slope(const Case& c, Nudge nudge) {
+  constexpr double kStep = 1e-5;
+  return slope(kStep, kStep, [&](int direction) {
+    nudge.by = kStep * direction;
+    return loss(train_forward(c.net, c.input, c.mode, nudge).back(), c.score_gradients);
+  });
+}
+
 }  // namespace coppice::gpu::reference

@@ -15,7 +15,7 @@
 #include "gpu/device.hpp"
 #include "gpu/training.hpp"
 #include "tests/gpu/cuda_nets.hpp"
-#include "tests/gpu/training_reference.hpp"
+#include "tests/gpu/cuda_training_reference.hpp"
 
 namespace coppice::gpu {
 namespace {
