@@ -38,6 +38,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.set_version_flag("--version", COPPICE_VERSION);
   apps::add_demo(app, shell);
+  apps::add_train(app, shell);
   apps::add_decompose(app, shell);
   apps::add_evaluate(app, shell);
   apps::add_run(app, shell);

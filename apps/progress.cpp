@@ -7,9 +7,9 @@
 
 namespace coppice::apps {
 
-Progress::Progress(std::string label, std::int64_t total)
-    : label_(std::move(label)), total_(std::max<std::int64_t>(total, 1)), terminal_(::isatty(STDERR_FILENO) == 1),
-      begun_(std::chrono::steady_clock::now()), last_(begun_) {}
+Progress::Progress(std::string label, std::int64_t total, std::int64_t begun)
+    : label_(std::move(label)), total_(std::max<std::int64_t>(total, 1)), before_(begun),
+      terminal_(::isatty(STDERR_FILENO) == 1), begun_(std::chrono::steady_clock::now()), last_(begun_) {}
 
 Progress::~Progress() {
   if (terminal_ && drawn_) std::fputc('\n', stderr);
@@ -26,11 +26,19 @@ void Progress::at(std::int64_t done) {
   draw(done);
 }
 
+void Progress::line(const std::string& text) {
+  if (terminal_ && drawn_) std::fputs("\r\033[K", stderr);
+  std::fprintf(stderr, "%s\n", text.c_str());
+  drawn_ = false;
+  shown_ = -1;
+}
+
 void Progress::draw(std::int64_t done) {
   drawn_ = true;
   const double share = static_cast<double>(done) / static_cast<double>(total_);
   const double spent = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
-  const double left = share > 0 ? spent * (1 - share) / share : 0;
+  const double gone = share - static_cast<double>(before_) / static_cast<double>(total_);
+  const double left = gone > 0 ? spent * (1 - share) / gone : 0;
   if (terminal_) {
     constexpr int kWidth = 30;
     const int filled = static_cast<int>(share * kWidth);

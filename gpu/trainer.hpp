@@ -20,7 +20,7 @@ struct Schedule {
   Kind kind = Kind::one_cycle;
   float peak = 0.1F;
   float rising = 0.2F;            // one_cycle: this share of all steps rises, the rest falls to peak / 10,000
-  std::vector<float> milestones;  // step: at these shares of all steps the rate falls to a tenth
+  std::vector<float> milestones{};  // step: at these shares of all steps the rate falls to a tenth
   float rate(std::int64_t step, std::int64_t steps) const;  // 0 <= step < steps
 };
 

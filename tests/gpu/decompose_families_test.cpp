@@ -7,7 +7,7 @@
 
 #include "gpu/decompose.hpp"
 #include "gpu/distill.hpp"
-#include "tests/gpu/shapes_data.hpp"
+#include "tests/gpu/bars_data.hpp"
 
 namespace coppice::gpu {
 namespace {

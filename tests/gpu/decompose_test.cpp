@@ -9,7 +9,7 @@
 #include "gpu/trainer.hpp"
 #include "tests/gpu/builder.hpp"
 #include "tests/gpu/reference.hpp"
-#include "tests/gpu/shapes_data.hpp"
+#include "tests/gpu/bars_data.hpp"
 
 namespace coppice::gpu {
 namespace {

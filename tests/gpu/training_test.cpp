@@ -1,190 +1,257 @@
-// Gradients against numerical ones, statistics against PyTorch's rules, a step against its formula.
+// What a net in training keeps and promises beside its gradients: running statistics, steps, state, batches.
 #include "gpu/training.hpp"
 
 #include <gtest/gtest.h>
 
-#include <cmath>
+#include <cstring>
+#include <thread>
 
-#include "gpu/trainer.hpp"
 #include "tests/gpu/builder.hpp"
-#include "tests/gpu/reference.hpp"
-#include "tests/gpu/shapes_data.hpp"
+#include "tests/gpu/training_reference.hpp"
 
 namespace coppice::gpu {
 namespace {
 
-constexpr int kBatch = 4;
+std::unique_ptr<TrainableNet> trainable(const Network& net, int batch, int threads = 1) {
+  auto device = make_cpu_device({threads});
+  EXPECT_TRUE(device) << device.error().what;
+  auto made = (*device)->compile_training(net, {.batch = batch});
+  EXPECT_TRUE(made) << made.error().what;
+  return made ? std::move(*made) : nullptr;
+}
 
-// A net's loss is the dot product of its outputs with fixed numbers; weights are moved a little either way.
-void expect_gradients(const Network& net, Mode mode, double tolerance = 2e-2) {
-  auto device = make_cpu_device({1}).value();
-  const auto compiled = device->compile_training(net, {kBatch});
-  ASSERT_TRUE(compiled) << compiled.error().what;
-  auto& runs = **compiled;
-  const auto input = random_input(net, kBatch, 5);
-  NetSampler sample(6);
-  const auto direction = sample.floats(runs.output_elements());
-  std::vector<float> scores(direction.size());
-  const auto start = runs.state().value();
-  const auto loss = [&](const TrainingState& state) {
-    EXPECT_TRUE(runs.restore(state));
-    EXPECT_TRUE(runs.forward(input, scores, mode));
-    double sum = 0;
-    for (std::size_t i = 0; i < scores.size(); ++i) sum += static_cast<double>(scores[i]) * direction[i];
-    return sum;
-  };
-  loss(start);
-  const auto learned = runs.backward(direction);
-  ASSERT_TRUE(learned) << learned.error().what;
-  std::vector<float> slopes(static_cast<std::size_t>(runs.parameter_elements()));
-  ASSERT_TRUE(runs.read_gradients(slopes));
-  double scale = 0;
-  for (const float slope : slopes) scale = std::max(scale, std::abs(static_cast<double>(slope)));
-  ASSERT_GT(scale, 0);
-  const auto stride = std::max<std::size_t>(1, slopes.size() / 60);
-  for (std::size_t i = 0; i < slopes.size(); i += stride) {
-    if (slopes[i] == 0) continue;  // running statistics
-    const float step = 2e-3F;
-    auto up = start, down = start;
-    up.weights[i] += step;
-    down.weights[i] -= step;
-    const double numeric = (loss(up) - loss(down)) / (2.0 * static_cast<double>(step));
-    EXPECT_NEAR(slopes[i], numeric, tolerance * scale) << "parameter " << i;
+Network small_net(std::uint64_t seed) {
+  Builder b({3, 6, 6}, seed);
+  int at = b.relu(b.norm(b.conv3x3(0, 12)));
+  at = b.relu(b.add(b.norm(b.conv3x3(at, 12)), at));
+  b.dense(b.flatten(b.push(MaxPool{{2, 2, 2, 2, 0, 0, 0, 0}}, {at})), 5);
+  return b.net;
+}
+
+struct Learner {
+  std::unique_ptr<TrainableNet> net;
+  std::vector<float> input, weights, scores;
+
+  Learner(const Network& from, int batch, std::uint64_t seed, int threads = 1) : net(trainable(from, batch, threads)) {
+    input = random_input(from, batch, seed);
+    weights = NetSampler(seed + 1).floats(net->output_elements());
+    scores.resize(weights.size());
   }
-}
-
-TEST(Gradients, ConvolutionsOfEveryKind) {
-  Builder b({3, 7, 6}, 1);
-  int v = b.conv(0, {3, 2, 2, 1, 1, 0, 1, 1}, 6, 3);
-  v = b.conv(v, {3, 3, 1, 1, 1, 1, 1, 1}, 6, 6, false);
-  Window dilated{2, 2, 1, 1, 1, 1, 1, 1};
-  dilated.dilation_h = 2;
-  v = b.conv(v, dilated, 5);
-  b.dense(b.flatten(v), 3);
-  expect_gradients(b.net, Mode::train);
-}
-TEST(Gradients, NormsOfTheBatchAndRunning) {
-  Builder b({2, 6, 6}, 2);
-  int v = b.push(AveragePool{{2, 2, 2, 2, 0, 0, 0, 0}, false}, {b.norm(b.conv3x3(0, 8))});
-  v = b.norm(b.flatten(v));
-  b.dense(v, 3);
-  expect_gradients(b.net, Mode::train);
-  expect_gradients(b.net, Mode::evaluate);
-}
-TEST(Gradients, ReluFusedAndNot) {
-  Builder b({2, 6, 6}, 3);
-  const int normed = b.relu(b.norm(b.conv3x3(0, 8)));
-  const int bare = b.relu(b.conv3x3(normed, 8));
-  b.dense(b.flatten(b.push(Clip{-0.5F, 0.9F}, {b.add(normed, bare)})), 3);
-  expect_gradients(b.net, Mode::train, 5e-2);
-  expect_gradients(b.net, Mode::evaluate, 5e-2);
-}
-TEST(Gradients, ResidualStreamReadTwice) {
-  Builder b({2, 6, 6}, 4);
-  int v = b.conv3x3(0, 6);
-  for (int i = 0; i < 2; ++i) v = b.relu(b.add(b.conv3x3(b.relu(b.norm(b.conv3x3(v, 4))), 6), v));
-  b.dense(b.flatten(b.push(GlobalAveragePool{}, {v})), 3);
-  expect_gradients(b.net, Mode::train, 5e-2);
-}
-TEST(Gradients, Pools) {
-  Builder b({2, 7, 7}, 5);
-  const int v = b.conv3x3(0, 6);
-  const int most = b.push(MaxPool{{3, 3, 2, 2, 1, 1, 1, 1}}, {v});
-  const int mean = b.push(AveragePool{{3, 3, 2, 2, 1, 1, 1, 1}, true}, {v});
-  b.dense(b.flatten(b.add(most, mean)), 3);
-  expect_gradients(b.net, Mode::train, 5e-2);
-}
-TEST(Gradients, MovesOfData) {
-  Builder b({2, 4, 5}, 6);
-  const int wide = b.conv3x3(0, 8), other = b.conv3x3(0, 4);
-  const int joined = b.push(Concat{0}, {wide, other, wide});
-  const int mixed = b.push(ChannelShuffle{4}, {joined});
-  const int part = b.push(Slice{0, 3, 15}, {mixed});
-  const int turned = b.push(Transpose{{1, 0, 2}}, {part});
-  const int flat = b.push(Reshape{{240}}, {turned});
-  b.dense(b.push(Identity{}, {flat}), 3);
-  expect_gradients(b.net, Mode::train);
-}
-
-TEST(Training, EvaluatesAsTheFinishedNetDoes) {
-  for (std::uint64_t seed = 0; seed < 20; ++seed) {
-    const auto net = NetSampler(seed).net(8);
-    auto device = make_cpu_device({1}).value();
-    const auto compiled = device->compile_training(net, {3});
-    ASSERT_TRUE(compiled) << compiled.error().what;
-    const auto input = random_input(net, 3, seed);
-    std::vector<float> scores(static_cast<std::size_t>((*compiled)->output_elements()));
-    ASSERT_TRUE((*compiled)->forward(input, scores, Mode::evaluate));
-    EXPECT_LT(reference::error(scores, reference::forward(net, input)), 1e-4) << "seed " << seed;
+  void forward(Mode mode = Mode::train) { ASSERT_TRUE(net->forward(input, scores, mode)); }
+  void backward() { ASSERT_TRUE(net->backward(weights)); }
+  std::vector<float> gradients() const {
+    std::vector<float> out(static_cast<std::size_t>(net->parameter_elements()));
+    EXPECT_TRUE(net->read_gradients(out));
+    return out;
   }
-}
+};
 
-TEST(Training, RunningStatisticsMoveByATenthTowardsTheUnbiasedBatch) {
-  Builder b({1, 1, 2}, 7);
+TEST(Training, RunningStatisticsFollowTheBatchesByATenthUnbiased) {
+  Builder b({2, 3, 3}, 5);
   b.norm(0);
-  b.dense(b.flatten(1), 1);
-  auto net = b.net;
-  auto device = make_cpu_device({1}).value();
-  auto runs = device->compile_training(net, {2}).value();
-  const std::vector<float> input{1, 2, 3, 6};  // mean 3, biased variance 3.5, unbiased 14 / 3
-  std::vector<float> scores(2);
-  ASSERT_TRUE(runs->forward(input, scores, Mode::train));
-  const auto& before = std::get<BatchNorm>(net.nodes[0].op);
-  const auto after = std::get<BatchNorm>(runs->network(false).value().nodes[0].op);
-  EXPECT_NEAR(after.mean[0], 0.9F * before.mean[0] + 0.3F, 1e-6);
-  EXPECT_NEAR(after.variance[0], 0.9F * before.variance[0] + 0.1F * 14 / 3, 1e-5);
-  ASSERT_TRUE(runs->forward(input, scores, Mode::evaluate));
-  EXPECT_EQ(std::get<BatchNorm>(runs->network(false).value().nodes[0].op).mean, after.mean);
-}
-
-TEST(Training, AStepOfNesterovWithDecayAndAverage) {
-  Builder b({1, 1, 1}, 8);
-  b.dense(b.flatten(0), 1);
-  auto device = make_cpu_device({1}).value();
-  auto runs = device->compile_training(b.net, {1}).value();
-  const auto start = runs->state().value().weights;
-  const std::vector<float> input{2}, one{1};
-  std::vector<float> scores(1);
-  SgdStep sgd{0.1F, 0.9F, 0.01F, true, 0.75F};
-  float w = start[0], bias = start[1], v = 0, u = 0, average = 0;
-  for (int i = 0; i < 3; ++i) {
-    ASSERT_TRUE(runs->forward(input, scores, Mode::train));
-    ASSERT_TRUE(runs->backward(one));
-    ASSERT_TRUE(runs->update(sgd));
-    const float g = 2 + 0.01F * w;
-    v = 0.9F * v + g;
-    w -= 0.1F * (g + 0.9F * v);
-    u = 0.9F * u + 1;
-    bias -= 0.1F * (1 + 0.9F * u);
-    average = i == 0 ? w : 0.75F * average + 0.25F * w;
+  Learner learner(b.net, 4, 6);
+  learner.forward();
+  learner.forward();
+  const auto s = reference::statistics_of(reference::to_batch(learner.input, 4), 2);
+  const auto after = learner.net->network(false);
+  ASSERT_TRUE(after);
+  const auto &before = std::get<BatchNorm>(b.net.nodes[0].op), &norm = std::get<BatchNorm>(after->nodes[0].op);
+  for (std::size_t c = 0; c < 2; ++c) {
+    EXPECT_NEAR(norm.mean[c], 0.81 * before.mean[c] + 0.19 * s.mean[c], 1e-5);
+    EXPECT_NEAR(norm.variance[c], 0.81 * before.variance[c] + 0.19 * s.variance[c] * 36 / 35, 1e-5);
   }
-  const auto state = runs->state().value();
-  EXPECT_NEAR(state.weights[0], w, 1e-5);
-  EXPECT_NEAR(state.weights[1], bias, 1e-5);
-  EXPECT_NEAR(state.average[0], average, 1e-5);
+  learner.forward(Mode::evaluate);
+  EXPECT_EQ(std::get<BatchNorm>(learner.net->network(false)->nodes[0].op).mean, norm.mean);
 }
 
-TEST(Training, TheSameSeedGivesTheSameBits) {
-  const auto data = bars({1, 12, 12}, 4, 128, 1);
-  std::vector<std::int64_t> items(128);
-  for (std::size_t i = 0; i < items.size(); ++i) items[i] = static_cast<std::int64_t>(i);
-  const auto run = [&](std::uint64_t seed, int threads) {
-    TrainerOptions how;
-    how.epochs = 2;
-    how.batch = 16;
-    how.seed = seed;
-    how.threads = threads;
-    how.augmentation = {1, true};
-    const LossFunction loss = [](const TrainingBatch& batch, std::span<const float> scores, std::span<float> gradients) {
-      return Expected<double>(cross_entropy(scores, batch.labels, 8, gradients));
+TEST(Training, TheTrainedNetRunsAsItEvaluates) {
+  Learner learner(small_net(1), 3, 2);
+  for (int i = 0; i < 3; ++i) {
+    learner.forward();
+    learner.backward();
+    ASSERT_TRUE(learner.net->update({.rate = 0.01F}));
+  }
+  learner.forward(Mode::evaluate);
+  const auto net = learner.net->network(false);
+  ASSERT_TRUE(net);
+  EXPECT_LT(reference::error(learner.scores, reference::forward(*net, learner.input)), 2e-5);
+}
+
+// The formula of the header, written out once more on plain numbers.
+void expect_step(const SgdStep& step) {
+  Builder b({4}, 7);
+  b.dense(0, 3);
+  Learner learner(b.net, 2, 8);
+  std::vector<double> w, v;
+  const auto begin = learner.net->state();
+  ASSERT_TRUE(begin);
+  w.assign(begin->weights.begin(), begin->weights.end());
+  v.assign(w.size(), 0.0);
+  for (int i = 0; i < 4; ++i) {
+    learner.forward();
+    learner.backward();
+    const auto g = learner.gradients();
+    ASSERT_TRUE(learner.net->update(step));
+    for (std::size_t k = 0; k < w.size(); ++k) {
+      const double decay = k < 12 ? step.weight_decay : 0;  // the three biases come last and are not decayed
+      const double gradient = g[k] + decay * w[k];
+      v[k] = step.momentum * v[k] + gradient;
+      w[k] -= step.rate * (step.nesterov ? gradient + step.momentum * v[k] : v[k]);
+    }
+    const auto state = learner.net->state();
+    for (std::size_t k = 0; k < w.size(); ++k) ASSERT_NEAR(state->weights[k], w[k], 1e-5) << i << " " << k;
+  }
+  for (const float left : learner.gradients()) EXPECT_EQ(left, 0.0F);
+}
+
+TEST(Training, StepsOfNesterov) { expect_step({.rate = 0.05F, .momentum = 0.9F, .weight_decay = 0.1F}); }
+TEST(Training, StepsOfPlainMomentum) {
+  expect_step({.rate = 0.05F, .momentum = 0.8F, .weight_decay = 0.1F, .nesterov = false});
+}
+TEST(Training, StepsWithoutMomentum) { expect_step({.rate = 0.05F, .momentum = 0, .weight_decay = 0}); }
+
+TEST(Training, TheAverageOfTheWeightsLagsBehind) {
+  Learner learner(small_net(3), 2, 4);
+  std::vector<double> average;
+  for (int i = 0; i < 5; ++i) {
+    learner.forward();
+    learner.backward();
+    ASSERT_TRUE(learner.net->update({.rate = 0.01F, .average_decay = 0.75F}));
+    const auto state = learner.net->state();
+    if (i == 0) average.assign(state->weights.begin(), state->weights.end());
+    for (std::size_t k = 0; k < average.size(); ++k)
+      average[k] = i == 0 ? average[k] : 0.75 * average[k] + 0.25 * state->weights[k];
+    ASSERT_EQ(state->average.size(), average.size());
+    for (std::size_t k = 0; k < average.size(); ++k) ASSERT_NEAR(state->average[k], average[k], 1e-5);
+  }
+  const auto averaged = learner.net->network(true), plain = learner.net->network(false);
+  ASSERT_TRUE(averaged && plain);
+  EXPECT_NEAR(std::get<Convolution>(averaged->nodes[0].op).weight[0], average[0], 1e-5);
+  EXPECT_NE(std::get<Convolution>(averaged->nodes[0].op).weight, std::get<Convolution>(plain->nodes[0].op).weight);
+}
+
+TEST(Training, GradientsOfTwoBackwardsAddUp) {
+  Learner learner(small_net(9), 2, 10);
+  learner.forward();
+  learner.backward();
+  const auto once = learner.gradients();
+  learner.backward();
+  const auto twice = learner.gradients();
+  for (std::size_t k = 0; k < once.size(); ++k) EXPECT_NEAR(twice[k], 2 * once[k], 1e-4 * (1 + std::abs(once[k])));
+}
+
+// Two nodes with half a batch each, their gradients added, take the step of one with the whole batch.
+TEST(Training, GradientsWrittenCountLikeOnesOwn) {
+  Builder b({3, 5, 5}, 11);
+  b.dense(b.flatten(b.relu(b.conv3x3(0, 8))), 4);
+  Learner whole(b.net, 4, 12), left(b.net, 2, 12), right(b.net, 2, 12);
+  for (auto [half, from] : {std::pair(&left, 0), std::pair(&right, 1)}) {
+    const auto take = [&, part = from](const std::vector<float>& all) {
+      const auto size = static_cast<std::ptrdiff_t>(all.size()) / 2;
+      return std::vector<float>(all.begin() + part * size, all.begin() + (part + 1) * size);
     };
-    auto device = make_cpu_device({1}).value();
-    return train(*device, {vgg({1, 12, 12}, {8, 8}, 4, 1), vgg({1, 12, 12}, {8}, 4, 2)}, data, items, loss, how).value();
+    half->input = take(whole.input);
+    half->weights = take(whole.weights);
+    half->forward();
+    half->backward();
+  }
+  whole.forward();
+  whole.backward();
+  auto sum = left.gradients();
+  const auto other = right.gradients();
+  for (std::size_t k = 0; k < sum.size(); ++k) sum[k] += other[k];
+  EXPECT_LT(reference::error(sum, whole.gradients()), 1e-5);
+  ASSERT_TRUE(left.net->write_gradients(sum));
+  ASSERT_TRUE(left.net->update({}));
+  ASSERT_TRUE(whole.net->update({}));
+  EXPECT_LT(reference::error(left.net->state()->weights, whole.net->state()->weights), 1e-5);
+}
+
+TEST(Training, ARestoredNetGoesOnToTheSameBits) {
+  const auto net = small_net(13);
+  const SgdStep step{.rate = 0.02F, .average_decay = 0.9F};
+  Learner straight(net, 3, 14), first(net, 3, 14), second(net, 3, 14);
+  const auto go = [&](Learner& learner, int steps) {
+    for (int i = 0; i < steps; ++i) {
+      learner.forward();
+      learner.backward();
+      ASSERT_TRUE(learner.net->update(step));
+    }
   };
-  const auto weights = [](const Trained& t) { return std::get<Convolution>(t.nets[1].nodes[0].op).weight; };
-  EXPECT_EQ(weights(run(1, 1)), weights(run(1, 1)));
-  EXPECT_EQ(weights(run(1, 1)), weights(run(1, 2)));  // nets on threads of their own do not meet
-  EXPECT_NE(weights(run(1, 1)), weights(run(2, 1)));
+  go(straight, 6);
+  go(first, 3);
+  ASSERT_TRUE(second.net->restore(*first.net->state()));
+  go(second, 3);
+  const auto a = straight.net->state(), b = second.net->state();
+  EXPECT_EQ(a->weights, b->weights);
+  EXPECT_EQ(a->velocity, b->velocity);
+  EXPECT_EQ(a->average, b->average);
+}
+
+TEST(Training, GradientsOfInnerValuesAreThoseOfTheDefinition) {
+  Builder b({2, 4, 4}, 15);
+  const int conv = b.conv3x3(0, 8), norm = b.norm(conv), relu = b.relu(norm);
+  b.dense(b.flatten(relu), 3);
+  Learner learner(b.net, 3, 16);
+  learner.forward();
+  learner.backward();
+  std::vector<float> values(3 * 8 * 16), before(values.size()), after(values.size());
+  ASSERT_TRUE(learner.net->read_value(relu, values));
+  ASSERT_TRUE(learner.net->read_value_gradient(norm, before));
+  ASSERT_TRUE(learner.net->read_value_gradient(relu, after));
+  const auto& dense = std::get<Dense>(b.net.nodes.back().op);
+  for (std::size_t item = 0; item < 3; ++item)
+    for (std::size_t i = 0; i < 128; ++i) {
+      double expected = 0;
+      for (std::size_t o = 0; o < 3; ++o) expected += learner.weights[item * 3 + o] * dense.weight[o * 128 + i];
+      const auto at = item * 128 + i;
+      EXPECT_NEAR(after[at], expected, 1e-5);
+      EXPECT_EQ(before[at], values[at] > 0 ? after[at] : 0.0F);
+    }
+}
+
+TEST(Training, TwoThreadsComeToTheSameGradientsButForRounding) {
+  Learner one(small_net(17), 8, 18), two(small_net(17), 8, 18, 2);
+  for (auto* learner : {&one, &two}) {
+    learner->forward();
+    learner->backward();
+  }
+  EXPECT_LT(reference::error(two.gradients(), one.gradients()), 1e-4);
+}
+
+TEST(Training, NetsOfOneDeviceTrainBesideOneAnother) {
+  const auto net = small_net(19);
+  Learner alone(net, 4, 20), left(net, 4, 20), right(net, 4, 20);
+  const auto go = [](Learner& learner) {
+    for (int i = 0; i < 10; ++i) {
+      learner.forward();
+      learner.backward();
+      ASSERT_TRUE(learner.net->update({.rate = 0.01F}));
+    }
+  };
+  go(alone);
+  {
+    const std::jthread other([&] { go(right); });
+    go(left);
+  }
+  EXPECT_EQ(left.net->state()->weights, alone.net->state()->weights);
+  EXPECT_EQ(right.net->state()->weights, alone.net->state()->weights);
+}
+
+TEST(Training, RefusesWhatDoesNotFitAndSaysWhatWould) {
+  Learner learner(small_net(21), 2, 22);
+  std::vector<float> wrong(3);
+  const auto forward = learner.net->forward(wrong, learner.scores, Mode::train);
+  ASSERT_FALSE(forward);
+  EXPECT_EQ(forward.error().what, "forward: 3 numbers in and 10 out, the net takes 216 and gives 10");
+  EXPECT_FALSE(learner.net->backward(wrong));
+  EXPECT_FALSE(learner.net->read_value(99, wrong));
+  EXPECT_FALSE(learner.net->read_value(1, wrong));
+  EXPECT_FALSE(learner.net->read_gradients(wrong));
+  EXPECT_FALSE(learner.net->restore({wrong, wrong, {}}));
+  EXPECT_FALSE(make_cpu_device({1}).value()->compile_training(small_net(21), {.batch = 0}));
+  std::vector<float> input(216);
+  EXPECT_FALSE(learner.net->read_value_gradient(0, input));
 }
 
 }  // namespace
