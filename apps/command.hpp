@@ -40,5 +40,6 @@ void add_evaluate(CLI::App& app, Shell& shell);
 void add_decompose(CLI::App& app, Shell& shell);
 void add_plan(CLI::App& app, Shell& shell);
 void add_train(CLI::App& app, Shell& shell);
+void add_data(CLI::App& app, Shell& shell);
 
 }  // namespace coppice::apps

@@ -41,6 +41,7 @@ int main(int argc, char** argv) {
   apps::add_train(app, shell);
   apps::add_decompose(app, shell);
   apps::add_evaluate(app, shell);
+  apps::add_data(app, shell);
   apps::add_run(app, shell);
   apps::add_keys(app, shell);
   apps::add_node(app, shell);

@@ -1,0 +1,158 @@
+// coppice data: makes the data sets that can be made, and says what is in one.
+#include <filesystem>
+#include <fstream>
+#include <memory>
+
+#include "apps/assembly.hpp"
+#include "apps/command.hpp"
+#include "apps/glyphs.hpp"
+#include "apps/table.hpp"
+
+namespace coppice::apps {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using runtime::bad_input;
+using runtime::Expected;
+using runtime::failed;
+
+struct Options {
+  GlyphOptions glyphs;
+  std::string out;
+};
+
+// ---- IDX, MNIST's format -------------------------------------------------------------------------------------------
+
+std::string word(std::int64_t value) {
+  std::string bytes;
+  for (int shift = 24; shift >= 0; shift -= 8) bytes += static_cast<char>(value >> shift & 0xFF);
+  return bytes;
+}
+
+// Whole or not at all: what is being written has another name.
+Expected<void> write_file(const fs::path& file, std::string_view head, std::string_view body) {
+  auto unfinished = file;
+  unfinished += ".unfinished";
+  {
+    std::ofstream out(unfinished, std::ios::binary);
+    out << head << body;
+    if (!out.flush()) return failed(unfinished.string() + ": cannot be written: is there room?");
+  }
+  std::error_code fault;
+  fs::rename(unfinished, file, fault);
+  if (fault) return failed(file.string() + ": " + fault.message());
+  return {};
+}
+
+Expected<void> write_idx(const fs::path& directory, const std::string& prefix, const gpu::Dataset& data) {
+  const auto head = word(0x803) + word(data.count()) + word(data.item[1]) + word(data.item[2]);
+  const auto* pixels = reinterpret_cast<const char*>(data.pixels.data());
+  if (auto written = write_file(directory / (prefix + "-images-idx3-ubyte"), head, {pixels, data.pixels.size()});
+      !written)
+    return written;
+  const std::string labels(data.labels.begin(), data.labels.end());
+  return write_file(directory / (prefix + "-labels-idx1-ubyte"), word(0x801) + word(data.count()), labels);
+}
+
+// ---- glyphs-100 ----------------------------------------------------------------------------------------------------
+
+json faces_json(const std::vector<Face>& faces) {
+  json out = json::array();
+  for (const auto& face : faces)
+    out.push_back({{"file", face.file.string()},
+                   {"sha256", face.sha256},
+                   {"name", face.name},
+                   {"family", face.family},
+                   {"split", name(face.side)}});
+  return out;
+}
+
+Expected<void> make_directory(const fs::path& directory) {
+  std::error_code fault;
+  if (fs::exists(directory / "train-images-idx3-ubyte", fault))
+    return bad_input("--out " + directory.string() + ": a data set is there already; name another directory");
+  fs::create_directories(directory, fault);
+  if (fault) return bad_input("--out " + directory.string() + ": " + fault.message());
+  return {};
+}
+
+Expected<void> write_glyphs(const Glyphs& glyphs, const Options& options) {
+  const fs::path out = options.out;
+  if (auto done = write_idx(out, "t10k", glyphs.test); !done) return done;
+  const json document{{"schema", 1},
+                      {"name", "glyphs-100"},
+                      {"classes", glyphs.class_names},
+                      {"seed", options.glyphs.seed},
+                      {"held_out", glyphs.held_out},
+                      {"freetype", glyphs.freetype},
+                      {"faces", faces_json(glyphs.faces)}};
+  if (auto done = write_file(out / "classes.json", document.dump(1), "\n"); !done) return done;
+  return write_idx(out, "train", glyphs.train);
+}
+
+std::pair<std::size_t, std::size_t> faces_and_families(const Glyphs& glyphs, Side side) {
+  std::vector<std::string> families;
+  for (const auto& face : glyphs.faces)
+    if (face.side == side) families.push_back(face.family);
+  const auto faces = families.size();
+  std::ranges::sort(families);
+  families.erase(std::unique(families.begin(), families.end()), families.end());
+  return {faces, families.size()};
+}
+
+Expected<void> make(const Options& options, const Shell& shell) {
+  if (auto made = make_directory(options.out); !made) return made;
+  const auto glyphs = make_glyphs(options.glyphs);
+  if (!glyphs) return tl::unexpected(glyphs.error());
+  if (auto written = write_glyphs(*glyphs, options); !written) return written;
+  std::vector<std::vector<std::string>> rows{{"part", "images", "faces", "families"}};
+  json parts = json::object();
+  for (const auto& [side, images] : {std::pair{Side::train, glyphs->train.count() - glyphs->held_out},
+                                     std::pair{Side::held_out, glyphs->held_out},
+                                     std::pair{Side::test, glyphs->test.count()}}) {
+    const auto [faces, families] = faces_and_families(*glyphs, side);
+    rows.push_back({name(side), std::to_string(images), std::to_string(faces), std::to_string(families)});
+    parts[name(side)] = {{"images", images}, {"faces", faces}, {"families", families}};
+  }
+  const auto missing = families_missing(glyphs->faces);
+  if (!missing.empty())
+    std::fprintf(stderr, "without %zu of the known font families (%s%s): bash apps/deps --fonts installs them all\n",
+                 missing.size(), missing.front().c_str(), missing.size() > 1 ? ", ..." : "");
+  if (shell.json) {
+    shell.print({{"name", "glyphs-100"}, {"out", options.out}, {"parts", parts}, {"families_missing", missing}});
+  } else {
+    std::fputs((table(rows) + "written to " + options.out + "\n").c_str(), stdout);
+  }
+  return {};
+}
+
+void add_glyphs(CLI::App& data, Shell& shell) {
+  auto options = std::make_shared<Options>();
+  auto* command = add_command(data, shell, "glyphs-100",
+                              "A hundred characters in several hundred typefaces, the test's families unseen: 28 x 28",
+                              "coppice data glyphs-100 --out glyphs-100/",
+                              [options, &shell] { return make(*options, shell); });
+  command->add_option("--out", options->out, "directory to write the four IDX files and classes.json to")->required();
+  command->add_option("--seed", options->glyphs.seed, "the same seed and fonts give the same bytes")
+      ->capture_default_str();
+  command->add_option("--fonts", options->glyphs.fonts, "where the fonts are that bash apps/deps --fonts installs")
+      ->capture_default_str();
+  command->add_option("--train", options->glyphs.train_per_class, "training images a character")
+      ->check(CLI::Range(10, 650))
+      ->capture_default_str();
+  command->add_option("--test", options->glyphs.test_per_class, "test images a character")
+      ->check(CLI::Range(1, 650))
+      ->capture_default_str();
+}
+
+}  // namespace
+
+void add_data(CLI::App& app, Shell& shell) {
+  auto* command = app.add_subcommand("data", "Make a data set, or say what is in one");
+  command->require_subcommand(1);
+  command->footer("Example:\n  coppice data glyphs-100 --out glyphs-100/");
+  add_glyphs(*command, shell);
+}
+
+}  // namespace coppice::apps
