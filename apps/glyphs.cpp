@@ -59,7 +59,7 @@ std::array<unsigned char, kPixels> draw(const FreeType& freetype, const Typeface
   const double aspect = random.between(0.88, 1.14), lean = random.between(-0.22, 0.22);
   auto matrix = distortion(scale, aspect, lean, random.between(-0.06, 0.06));
   FT_Outline_Transform(outline, &matrix);
-  FT_Outline_Embolden(outline, static_cast<FT_Pos>(random.between(-0.35, 0.9) * 64));
+  FT_Outline_Embolden(outline, static_cast<FT_Pos>(random.between(-0.2, 0.9) * 64));
   FT_BBox box;
   FT_Outline_Get_CBox(outline, &box);
   const auto longer = static_cast<double>(std::max(box.xMax - box.xMin, box.yMax - box.yMin));
@@ -93,6 +93,14 @@ void blur(std::array<unsigned char, kPixels>& ink, int weight) {
       const int at = y * kSide + x;
       ink[at] = static_cast<unsigned char>((sharp[at] * (64 - weight) + sum / 9 * weight) / 64);
     }
+}
+
+// Hairlines thinner than a pixel would drown in the noise: what is darkest is made as dark as other faces' strokes.
+void strengthen(std::array<unsigned char, kPixels>& ink) {
+  constexpr int kPeak = 210;
+  const int peak = std::max<int>(*std::ranges::max_element(ink), 1);
+  if (peak >= kPeak) return;
+  for (auto& grey : ink) grey = static_cast<unsigned char>(grey * kPeak / peak);
 }
 
 // Bright ink on a dark ground, less contrast here and there, and noise as of a sensor.
@@ -149,6 +157,7 @@ Expected<void> draw_rounds(const FreeType& freetype, const std::vector<Face>& fa
       used.insert(face);
       auto ink = draw(freetype, faces[face].typeface, kCharacters[c], random);
       blur(ink, static_cast<int>(random.below(56)));
+      strengthen(ink);
       data.pixels.resize(data.pixels.size() + kPixels);
       expose(ink, random, data.pixels.data() + data.pixels.size() - kPixels);
       data.labels.push_back(static_cast<std::uint16_t>(c));
