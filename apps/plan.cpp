@@ -23,8 +23,8 @@ namespace {
 
 using collectives::Operation;
 using collectives::Plan;
-using collectives::Topology;
 using collectives::to_string;
+using collectives::Topology;
 using nlohmann::json;
 
 struct Options {
@@ -79,7 +79,8 @@ runtime::Expected<Topology> read_topology(const Options& options) {
   if (!topology) return wrong(topology.error().what);
   if (options.kind.empty()) return *std::move(topology);
   Topology part = collectives::of_kind(*topology, options.kind);
-  if (part.links.empty()) return wrong("--kind " + options.kind + ": no link of " + named(options) + " is of this kind");
+  if (part.links.empty())
+    return wrong("--kind " + options.kind + ": no link of " + named(options) + " is of this kind");
   return part;
 }
 
@@ -113,7 +114,8 @@ runtime::Expected<std::int64_t> bytes_of(const std::string& text) {
     unit = std::int64_t{1} << (10 * (static_cast<int>(units.find(digits.back())) + 1));
     digits.pop_back();
   }
-  const bool plain = !digits.empty() && digits.size() <= 9 && digits.find_first_not_of("0123456789") == std::string::npos;
+  const bool plain =
+      !digits.empty() && digits.size() <= 9 && digits.find_first_not_of("0123456789") == std::string::npos;
   if (!plain) return wrong("--bytes " + text + ": a number like 65536, 64K, 64M or 2G is needed");
   return std::stoll(digits) * unit;
 }
@@ -124,7 +126,9 @@ runtime::Expected<collectives::PlanRequest> request_of(const Options& options, c
   if (!operation) return tl::unexpected(operation.error());
   request.operation = *operation;
   const auto planner = collectives::planner_of(options.planner);
-  if (!planner) return wrong("--planner " + options.planner + ": no such planner; there are exact, mwu, rs_ag, rings and best_ring");
+  if (!planner)
+    return wrong("--planner " + options.planner +
+                 ": no such planner; there are exact, mwu, rs_ag, rings and best_ring");
   request.planner = *planner;
   const auto root = root_of(options, topology);
   if (!root) return tl::unexpected(root.error());
@@ -150,7 +154,8 @@ struct Planned {
   double seconds;
 };
 
-runtime::Expected<Planned> make(const Topology& topology, const collectives::PlanRequest& request, const std::string& file) {
+runtime::Expected<Planned> make(const Topology& topology, const collectives::PlanRequest& request,
+                                const std::string& file) {
   const auto begun = std::chrono::steady_clock::now();
   auto plan = collectives::make_plan(topology, request);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
@@ -174,7 +179,8 @@ std::string path_text(const Topology& topology, const collectives::TreeEdge& edg
 std::string plan_text(const Plan& plan, const Topology& topology, double seconds) {
   using collectives::to_string;
   std::string text = std::string(collectives::name(plan.operation)) + " over " + plan.topology + ": rate " +
-                     to_string(plan.rate) + " " + plan.unit + ", bound " + to_string(plan.bound) + " " + plan.unit + ", ";
+                     to_string(plan.rate) + " " + plan.unit + ", bound " + to_string(plan.bound) + " " + plan.unit +
+                     ", ";
   if (plan.optimal()) {
     text += "optimal";
   } else {
@@ -200,13 +206,14 @@ std::string plan_text(const Plan& plan, const Topology& topology, double seconds
 }
 
 // Chunks of every tree and what the simulator predicts, where a buffer is given.
-runtime::Expected<void> add_schedule(const Options& options, const Planned& planned, const Topology& topology, json& document,
-                                     std::string& text) {
+runtime::Expected<void> add_schedule(const Options& options, const Planned& planned, const Topology& topology,
+                                     json& document, std::string& text) {
   const auto bytes = bytes_of(options.bytes);
   if (!bytes) return tl::unexpected(bytes.error());
   if (*bytes == 0) return {};
   const auto unit = collectives::unit_bytes_per_s(topology.unit);
-  if (!unit) return wrong("--bytes: " + named(options) + " is in '" + topology.unit + "', of which the speed is not known");
+  if (!unit)
+    return wrong("--bytes: " + named(options) + " is in '" + topology.unit + "', of which the speed is not known");
   const collectives::LinkModel model{.latency_s = options.latency_us * 1e-6, .unit_bytes_per_s = unit->get_d()};
   const auto schedule = collectives::schedule(
       planned.plan, {.bytes = *bytes, .latency_s = model.latency_s, .unit_bytes_per_s = model.unit_bytes_per_s});
@@ -221,19 +228,23 @@ runtime::Expected<void> add_schedule(const Options& options, const Planned& plan
                      {"depth", tree.depth},
                      {"seconds", tree.seconds}});
     text += std::to_string(at) + "  " + std::to_string(tree.bytes) + "  " + std::to_string(tree.chunking.count) + "  " +
-            std::to_string(tree.chunking.chunk_bytes) + "  " + std::to_string(tree.depth) + "  " + fixed(tree.seconds, 6) + "\n";
+            std::to_string(tree.chunking.chunk_bytes) + "  " + std::to_string(tree.depth) + "  " +
+            fixed(tree.seconds, 6) + "\n";
   }
   const double simulated =
       collectives::simulate(topology, collectives::transfers_of(planned.plan, *bytes, model), model);
-  document["schedule"] = {{"bytes", *bytes}, {"trees", std::move(trees)}, {"seconds", schedule.seconds}, {"simulated_s", simulated}};
-  text += "predicted by the pipeline " + fixed(schedule.seconds, 6) + " s, by the simulator " + fixed(simulated, 6) + " s\n";
+  document["schedule"] = {
+      {"bytes", *bytes}, {"trees", std::move(trees)}, {"seconds", schedule.seconds}, {"simulated_s", simulated}};
+  text += "predicted by the pipeline " + fixed(schedule.seconds, 6) + " s, by the simulator " + fixed(simulated, 6) +
+          " s\n";
   if (planned.plan.operation != Operation::allreduce) return {};
   constexpr std::pair<collectives::Classic, const char*> kClassics[] = {
       {collectives::Classic::ring, "ring"},
       {collectives::Classic::recursive_doubling, "recursive_doubling"},
       {collectives::Classic::rabenseifner, "rabenseifner"}};
   for (const auto& [classic, name] : kClassics) {
-    const double seconds = collectives::simulate(topology, collectives::classic_allreduce(classic, topology, *bytes), model);
+    const double seconds =
+        collectives::simulate(topology, collectives::classic_allreduce(classic, topology, *bytes), model);
     document["schedule"]["classic_s"][name] = seconds;
     text += std::string(name) + " " + fixed(seconds, 6) + " s\n";
   }
@@ -266,8 +277,9 @@ runtime::Expected<void> check(const Options& options, const Topology& topology, 
                  {"bound", to_string(plan->bound)},
                  {"optimal", plan->optimal()}});
   } else {
-    std::printf("%s: valid; %s at rate %s, bound %s%s\n", options.check.c_str(), collectives::name(plan->operation).data(),
-                to_string(plan->rate).c_str(), to_string(plan->bound).c_str(), plan->optimal() ? ", optimal" : "");
+    std::printf("%s: valid; %s at rate %s, bound %s%s\n", options.check.c_str(),
+                collectives::name(plan->operation).data(), to_string(plan->rate).c_str(),
+                to_string(plan->bound).c_str(), plan->optimal() ? ", optimal" : "");
   }
   return {};
 }
@@ -315,12 +327,15 @@ runtime::Expected<void> hybrid(const Options& options, const Shell& shell) {
   const auto split = collectives::hybrid_split(static_cast<double>(*bytes), speeds[0], speeds[1], switching_ms * 1e-3);
   const double alone = static_cast<double>(*bytes) / speeds[0];
   if (shell.json) {
-    shell.print({{"bytes", *bytes},
-                 {"first", {{"kind", options.kind}, {"rate", to_string(plans[0].plan.rate)}, {"bytes", split.first_bytes}}},
-                 {"second",
-                  {{"kind", options.hybrid.substr(0, colon)}, {"rate", to_string(plans[1].plan.rate)}, {"bytes", split.second_bytes}}},
-                 {"seconds", split.seconds},
-                 {"seconds_first_alone", alone}});
+    shell.print(
+        {{"bytes", *bytes},
+         {"first", {{"kind", options.kind}, {"rate", to_string(plans[0].plan.rate)}, {"bytes", split.first_bytes}}},
+         {"second",
+          {{"kind", options.hybrid.substr(0, colon)},
+           {"rate", to_string(plans[1].plan.rate)},
+           {"bytes", split.second_bytes}}},
+         {"seconds", split.seconds},
+         {"seconds_first_alone", alone}});
   } else {
     std::printf("%s: rate %s, %.0f bytes; %s: rate %s, %.0f bytes; %.6f s instead of %.6f s\n", options.kind.c_str(),
                 to_string(plans[0].plan.rate).c_str(), split.first_bytes, options.hybrid.substr(0, colon).c_str(),
@@ -380,31 +395,37 @@ void add_plan(CLI::App& app, Shell& shell) {
                         "coppice plan --topology lab.topology.json --op broadcast --root h0\n"
                         "  coppice plan --builtin dgx-1v --op allreduce --draw trees.svg",
                         [options, &shell] { return plan(*options, shell); });
-  command->add_option("--topology", options->topology,
-                                   "the topology: JSON, NCCL's XML or the table of nvidia-smi topo -m")
-                   ->envname("COPPICE_TOPOLOGY");
+  command
+      ->add_option("--topology", options->topology, "the topology: JSON, NCCL's XML or the table of nvidia-smi topo -m")
+      ->envname("COPPICE_TOPOLOGY");
   command->add_option("--builtin", options->builtin, "a topology that is known: " + builtin_list());
   command->add_option("--kind", options->kind, "use links of this kind only");
   command->add_flag("--print-topology", options->print_topology, "print the topology as JSON, and plan nothing");
-  command->add_option_function<std::string>("--op",
-                                            [options](const std::string& word) {
-                                              options->operation = word;
-                                              options->operation_given = true;
-                                            },
-                                            "broadcast (default), reduce, allreduce, allgather, reduce_scatter, gather, scatter");
+  command->add_option_function<std::string>(
+      "--op",
+      [options](const std::string& word) {
+        options->operation = word;
+        options->operation_given = true;
+      },
+      "broadcast (default), reduce, allreduce, allgather, reduce_scatter, gather, scatter");
   command->add_option("--root", options->root, "the node that holds or gets the data (default: the first host)");
   command->add_option("--participants", options->participants, "only these hosts take part: h0,h1,…")->delimiter(',');
   command->add_option("--planner", options->planner, "exact, mwu, rs_ag, rings or best_ring")->capture_default_str();
-  command->add_option("--epsilon", options->epsilon, "of mwu: how far it may stay below the optimum")->capture_default_str();
-  command->add_option("--grain", options->grain, "trees carry multiples of 1/GRAIN of the unit (default: any fraction)");
+  command->add_option("--epsilon", options->epsilon, "of mwu: how far it may stay below the optimum")
+      ->capture_default_str();
+  command->add_option("--grain", options->grain,
+                      "trees carry multiples of 1/GRAIN of the unit (default: any fraction)");
   command->add_option("--bytes", options->bytes, "a buffer (64M) to cut into chunks and predict the time of");
-  command->add_option("--latency", options->latency_us, "of one chunk on one hop, in microseconds")->check(CLI::NonNegativeNumber);
-  command->add_option("--hybrid", options->hybrid, "KIND:MILLISECONDS: links of KIND too, after switching to them for so long");
+  command->add_option("--latency", options->latency_us, "of one chunk on one hop, in microseconds")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--hybrid", options->hybrid,
+                      "KIND:MILLISECONDS: links of KIND too, after switching to them for so long");
   command->add_option("--draw", options->draw, "write a picture of the trees to this file (SVG)");
   command->add_option("--deploy", options->deploy, "a cluster file: say which relay actors go to which hosts");
   command->add_option("--check", options->check, "verify this plan (JSON) instead of making one");
   command->add_flag("--compare", options->compare, "a table of all planners");
-  command->add_flag("--allocations", options->allocations, "with --compare: of every class of 3 or more GPUs of the machine");
+  command->add_flag("--allocations", options->allocations,
+                    "with --compare: of every class of 3 or more GPUs of the machine");
 }
 
 }  // namespace coppice::apps

@@ -81,8 +81,9 @@ std::string summary(const std::vector<Comparison>& comparisons) {
     for (const double ratio : list) logs += std::log(ratio);
     const auto above = std::ranges::count_if(list, [](double ratio) { return ratio > 1 + 1e-12; });
     text += std::string(name(key.first)) + ", exact / " + std::string(name(key.second)) + ": mean " +
-            fixed(std::exp(logs / static_cast<double>(list.size())), 3) + ", most " + fixed(*std::ranges::max_element(list), 3) +
-            ", above 1 in " + std::to_string(above) + " of " + std::to_string(list.size()) + " (no plan in " +
+            fixed(std::exp(logs / static_cast<double>(list.size())), 3) + ", most " +
+            fixed(*std::ranges::max_element(list), 3) + ", above 1 in " + std::to_string(above) + " of " +
+            std::to_string(list.size()) + " (no plan in " +
             std::to_string(rows[key.first] - static_cast<int>(list.size())) + ")\n";
   }
   return text;

@@ -26,10 +26,11 @@ struct Comparison {
   std::vector<Entry> entries;  // the exact planner's first
 };
 
-// Every operation that rivals plan (or the one asked for) on the topology; with `allocations` on each class of 3 or more of
-// its hosts that links alone tell apart.
+// Every operation that rivals plan (or the one asked for) on the topology; with `allocations` on each class of 3 or
+// more of its hosts that links alone tell apart.
 runtime::Expected<std::vector<Comparison>> compare(const collectives::Topology& topology,
-                                                   const std::vector<collectives::Operation>& operations, bool allocations);
+                                                   const std::vector<collectives::Operation>& operations,
+                                                   bool allocations);
 
 nlohmann::json to_json(const std::vector<Comparison>& comparisons);
 std::string to_text(const std::vector<Comparison>& comparisons);

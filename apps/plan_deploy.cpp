@@ -42,7 +42,8 @@ runtime::Expected<RelayChain> chain_of(const collectives::Tree& tree, const coll
     }
     const auto parent = collectives::parent(tree, node);
     const auto at = parent ? std::ranges::find(order, *parent) - order.begin() : -1;
-    chain.relays.push_back({"tree" + std::to_string(number) + "." + id, id, host->address, host->port, static_cast<int>(at)});
+    chain.relays.push_back(
+        {"tree" + std::to_string(number) + "." + id, id, host->address, host->port, static_cast<int>(at)});
   }
   return chain;
 }
@@ -78,7 +79,8 @@ nlohmann::json to_json(const std::vector<RelayChain>& chains) {
                         {"port", relay.port},
                         {"parent", relay.parent < 0 ? nlohmann::json() : nlohmann::json(relay.parent)}});
     }
-    list.push_back({{"tree", chain.tree}, {"way", chain.way}, {"rate", to_string(chain.rate)}, {"relays", std::move(relays)}});
+    list.push_back(
+        {{"tree", chain.tree}, {"way", chain.way}, {"rate", to_string(chain.rate)}, {"relays", std::move(relays)}});
   }
   return list;
 }

@@ -31,11 +31,20 @@ std::string escaped(const std::string& text) {
   std::string safe;
   for (const char c : text) {
     switch (c) {
-      case '&': safe += "&amp;"; break;
-      case '<': safe += "&lt;"; break;
-      case '>': safe += "&gt;"; break;
-      case '"': safe += "&quot;"; break;
-      default: safe += static_cast<unsigned char>(c) < 0x20 ? '?' : c;
+      case '&':
+        safe += "&amp;";
+        break;
+      case '<':
+        safe += "&lt;";
+        break;
+      case '>':
+        safe += "&gt;";
+        break;
+      case '"':
+        safe += "&quot;";
+        break;
+      default:
+        safe += static_cast<unsigned char>(c) < 0x20 ? '?' : c;
     }
   }
   return safe;
@@ -86,14 +95,16 @@ class Drawing {
   Drawing(const Plan& plan, const Topology& topology) : plan_(plan), topology_(topology), at_(places(topology)) {
     order_.resize(plan.trees.size());
     std::iota(order_.begin(), order_.end(), std::size_t{0});
-    std::ranges::stable_sort(order_, [&](std::size_t a, std::size_t b) { return plan.trees[a].rate > plan.trees[b].rate; });
+    std::ranges::stable_sort(order_,
+                             [&](std::size_t a, std::size_t b) { return plan.trees[a].rate > plan.trees[b].rate; });
     if (order_.size() > kTreesMax) order_.resize(kTreesMax);
     for (const auto& link : topology.links) widest_ = std::max(widest_, link.capacity.get_d());
   }
 
   std::string run() {
     text_ = fmt::format(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0:.0f} {1:.0f}\" width=\"{0:.0f}\" height=\"{1:.0f}\" "
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0:.0f} {1:.0f}\" width=\"{0:.0f}\" "
+        "height=\"{1:.0f}\" "
         "font-family=\"sans-serif\" font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
         kSide + kLegend, kSide);
     links();
@@ -119,8 +130,8 @@ class Drawing {
       const Point& a = place(pair.first);
       const Point& b = place(pair.second);
       text_ += fmt::format(
-          "<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" stroke=\"#ddd\" stroke-width=\"{:.1f}\"/>\n", a.x,
-          a.y, b.x, b.y, 3 + 15 * sum / most);
+          "<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" stroke=\"#ddd\" stroke-width=\"{:.1f}\"/>\n",
+          a.x, a.y, b.x, b.y, 3 + 15 * sum / most);
     }
   }
 
@@ -142,8 +153,9 @@ class Drawing {
   void tree(std::size_t place_in_order) {
     const Tree& tree = plan_.trees[order_[place_in_order]];
     const std::string paint = colour(place_in_order);
-    text_ += fmt::format("<g stroke=\"{0}\" fill=\"none\" stroke-width=\"{1:.1f}\" stroke-linecap=\"round\" opacity=\"0.85\">\n",
-                         paint, width(tree.rate));
+    text_ += fmt::format(
+        "<g stroke=\"{0}\" fill=\"none\" stroke-width=\"{1:.1f}\" stroke-linecap=\"round\" opacity=\"0.85\">\n", paint,
+        width(tree.rate));
     std::string heads;
     each_hop(tree, [&](int from, int to) {
       const Pair pair = std::minmax(from, to);
@@ -154,9 +166,13 @@ class Drawing {
       const int slot = used_[pair]++;
       const double offset = (slot - (slots_[pair] - 1) / 2.0) * std::min(9.0, 90.0 / slots_[pair]);
       const Point middle{(a.x + b.x) / 2 + across.x * offset * 2, (a.y + b.y) / 2 + across.y * offset * 2};
-      text_ += fmt::format("<path d=\"M{:.1f} {:.1f} Q{:.1f} {:.1f} {:.1f} {:.1f}\"/>\n", a.x, a.y, middle.x, middle.y, b.x, b.y);
+      text_ += fmt::format("<path d=\"M{:.1f} {:.1f} Q{:.1f} {:.1f} {:.1f} {:.1f}\"/>\n", a.x, a.y, middle.x, middle.y,
+                           b.x, b.y);
       const double way = from == pair.first ? 1 : -1;
-      const Point top{(a.x + b.x) / 2 + across.x * offset, (a.y + b.y) / 2 + across.y * offset};
+      // Past the middle, where the arrows of lines through the centre would lie on one another.
+      const double t = way > 0 ? 0.64 : 0.36;
+      const Point top{(1 - t) * (1 - t) * a.x + 2 * t * (1 - t) * middle.x + t * t * b.x,
+                      (1 - t) * (1 - t) * a.y + 2 * t * (1 - t) * middle.y + t * t * b.y};
       const Point along{way * (b.x - a.x) / length, way * (b.y - a.y) / length};
       heads += fmt::format("<path d=\"M{:.1f} {:.1f} L{:.1f} {:.1f} L{:.1f} {:.1f} Z\"/>\n", top.x + 8 * along.x,
                            top.y + 8 * along.y, top.x - 5 * along.x + 6 * across.x, top.y - 5 * along.y + 6 * across.y,
@@ -173,11 +189,13 @@ class Drawing {
       const auto root = root_of.find(static_cast<int>(node));
       const std::string ring = root == root_of.end() ? "#444" : root->second;
       if (topology_.nodes[node].is_switch) {
-        text_ += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"30\" height=\"22\" rx=\"4\" fill=\"#eee\" stroke=\"#444\"/>\n",
-                             p.x - 15, p.y - 11);
+        text_ += fmt::format(
+            "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"30\" height=\"22\" rx=\"4\" fill=\"#eee\" stroke=\"#444\"/>\n",
+            p.x - 15, p.y - 11);
       } else {
-        text_ += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\" fill=\"white\" stroke=\"{}\" stroke-width=\"{}\"/>\n",
-                             p.x, p.y, kNodeRadius, ring, root == root_of.end() ? 1.5 : 4.0);
+        text_ += fmt::format(
+            "<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\" fill=\"white\" stroke=\"{}\" stroke-width=\"{}\"/>\n", p.x,
+            p.y, kNodeRadius, ring, root == root_of.end() ? 1.5 : 4.0);
       }
       label(topology_.nodes[node], p);
     }
@@ -189,8 +207,9 @@ class Drawing {
     const bool inside = node.id.size() <= 3;
     const double away = inside || node.is_switch ? 0 : kNodeRadius + 14;
     const double distance = std::max(std::hypot(p.x - centre, p.y - centre), 1.0);
-    text_ += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{}</text>\n", p.x + away * (p.x - centre) / distance,
-                         p.y + away * (p.y - centre) / distance + (node.is_switch && !inside ? 26 : 4.5), escaped(node.id));
+    text_ += fmt::format(
+        "<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{}</text>\n", p.x + away * (p.x - centre) / distance,
+        p.y + away * (p.y - centre) / distance + (node.is_switch && !inside ? 26 : 4.5), escaped(node.id));
   }
 
   void legend() {
@@ -201,20 +220,24 @@ class Drawing {
       y += 20;
     };
     line(fmt::format("{} over {}", collectives::name(plan_.operation), plan_.topology));
-    line(fmt::format("rate {} {}{}", collectives::to_string(plan_.rate), plan_.unit, plan_.optimal() ? ", optimal" : ""));
+    line(fmt::format("rate {} {}{}", collectives::to_string(plan_.rate), plan_.unit,
+                     plan_.optimal() ? ", optimal" : ""));
     if (!plan_.optimal()) line("bound " + collectives::to_string(plan_.bound));
     y += 10;
     for (std::size_t i = 0; i < order_.size(); ++i) {
       const Tree& tree = plan_.trees[order_[i]];
-      text_ += fmt::format("<line x1=\"{0:.0f}\" y1=\"{1:.0f}\" x2=\"{2:.0f}\" y2=\"{1:.0f}\" stroke=\"{3}\" stroke-width=\"{4:.1f}\"/>\n",
-                           x, y - 4, x + 34, colour(i), width(tree.rate));
-      text_ += fmt::format("<text x=\"{:.0f}\" y=\"{:.0f}\">{}</text>\n", x + 44, y,
-                           escaped(fmt::format("from {}, rate {}, depth {}",
-                                               topology_.nodes[static_cast<std::size_t>(tree.root)].id,
-                                               collectives::to_string(tree.rate), collectives::depth(tree))));
+      text_ += fmt::format(
+          "<line x1=\"{0:.0f}\" y1=\"{1:.0f}\" x2=\"{2:.0f}\" y2=\"{1:.0f}\" stroke=\"{3}\" "
+          "stroke-width=\"{4:.1f}\"/>\n",
+          x, y - 4, x + 34, colour(i), width(tree.rate));
+      text_ += fmt::format(
+          "<text x=\"{:.0f}\" y=\"{:.0f}\">{}</text>\n", x + 44, y,
+          escaped(fmt::format("from {}, rate {}, depth {}", topology_.nodes[static_cast<std::size_t>(tree.root)].id,
+                              collectives::to_string(tree.rate), collectives::depth(tree))));
       y += 20;
     }
-    if (order_.size() < plan_.trees.size()) line(fmt::format("and {} more trees, not drawn", plan_.trees.size() - order_.size()));
+    if (order_.size() < plan_.trees.size())
+      line(fmt::format("and {} more trees, not drawn", plan_.trees.size() - order_.size()));
   }
 
   const Plan& plan_;

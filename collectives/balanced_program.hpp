@@ -1,9 +1,9 @@
 // collectives/balanced_program.hpp: the linear program of what trees can carry where switches only forward. Private.
 //
-// Out-trees take a part b of the capacities, in-trees (the reduce) a part a, with a + b <= c, and both are balanced at every
-// switch: what enters leaves. Root r's trees carry x(r). Trees exist exactly if, for every set S with a host, b into S and
-// a out of S are at least the x of the hosts outside (then switches can be split off, splitting.hpp). These rows are
-// added as solutions break them, found by minimum cuts.
+// Out-trees take a part b of the capacities, in-trees (the reduce) a part a, with a + b <= c, and both are balanced at
+// every switch: what enters leaves. Root r's trees carry x(r). Trees exist exactly if, for every set S with a host, b
+// into S and a out of S are at least the x of the hosts outside (then switches can be split off, splitting.hpp). These
+// rows are added as solutions break them, found by minimum cuts.
 #pragma once
 
 #include <optional>

@@ -94,11 +94,11 @@ Topology dgx_2() {
 Topology mi250(int boxes) {
   constexpr int kLink = 50;
   constexpr int kNetwork = 16;
-  const std::vector<Joined> joined = {
-      {0, 1, 4},  {2, 3, 4},  {4, 5, 4},   {6, 7, 4},   {8, 9, 4},  {10, 11, 4}, {12, 13, 4}, {14, 15, 4}, {0, 4, 2},
-      {3, 7, 2},  {8, 12, 2}, {11, 15, 2}, {0, 8, 1},   {1, 5, 1},  {1, 9, 1},   {1, 10, 1},  {2, 6, 1},   {2, 9, 1},
-      {2, 10, 1}, {3, 11, 1}, {4, 6, 1},   {5, 6, 1},   {5, 7, 1},  {9, 13, 1},  {10, 14, 1}, {12, 14, 1}, {13, 14, 1},
-      {13, 15, 1}};
+  const std::vector<Joined> joined = {{0, 1, 4},   {2, 3, 4},   {4, 5, 4},   {6, 7, 4},  {8, 9, 4},  {10, 11, 4},
+                                      {12, 13, 4}, {14, 15, 4}, {0, 4, 2},   {3, 7, 2},  {8, 12, 2}, {11, 15, 2},
+                                      {0, 8, 1},   {1, 5, 1},   {1, 9, 1},   {1, 10, 1}, {2, 6, 1},  {2, 9, 1},
+                                      {2, 10, 1},  {3, 11, 1},  {4, 6, 1},   {5, 6, 1},  {5, 7, 1},  {9, 13, 1},
+                                      {10, 14, 1}, {12, 14, 1}, {13, 14, 1}, {13, 15, 1}};
   Builder builder(boxes == 1 ? "mi250" : numbered("mi250x", boxes), "GB/s");
   const int network = boxes > 1 ? builder.middle("ib") : -1;
   for (int box = 0; box < boxes; ++box) {
@@ -246,7 +246,8 @@ std::optional<Topology> shape(std::string_view name) {
     RandomShape random;
     random.hosts = numbers->front();
     random.density = std::min(1.0, 6.0 / random.hosts);
-    Topology topology = random_topology(random, numbers->size() == 2 ? static_cast<std::uint32_t>(numbers->back()) : 1U);
+    Topology topology =
+        random_topology(random, numbers->size() == 2 ? static_cast<std::uint32_t>(numbers->back()) : 1U);
     topology.name = name;
     return topology;
   }
@@ -314,14 +315,44 @@ bool isomorphic(const Capacities& between, const std::vector<int>& a, const std:
 
 Topology dgx_1p() {
   // Two complete graphs of four and a perfect matching between them.
-  return gpus("dgx-1p", 8, {{0, 1, 1}, {0, 2, 1}, {0, 3, 1}, {1, 2, 1}, {1, 3, 1}, {2, 3, 1}, {4, 5, 1}, {4, 6, 1},
-                            {4, 7, 1}, {5, 6, 1}, {5, 7, 1}, {6, 7, 1}, {0, 4, 1}, {1, 5, 1}, {2, 6, 1}, {3, 7, 1}});
+  return gpus("dgx-1p", 8,
+              {{0, 1, 1},
+               {0, 2, 1},
+               {0, 3, 1},
+               {1, 2, 1},
+               {1, 3, 1},
+               {2, 3, 1},
+               {4, 5, 1},
+               {4, 6, 1},
+               {4, 7, 1},
+               {5, 6, 1},
+               {5, 7, 1},
+               {6, 7, 1},
+               {0, 4, 1},
+               {1, 5, 1},
+               {2, 6, 1},
+               {3, 7, 1}});
 }
 
 Topology dgx_1v() {
   // One Hamiltonian cycle of double links and one of single links.
-  return gpus("dgx-1v", 8, {{0, 3, 2}, {0, 4, 2}, {1, 2, 2}, {1, 5, 2}, {2, 3, 2}, {4, 7, 2}, {5, 6, 2}, {6, 7, 2},
-                            {0, 1, 1}, {0, 2, 1}, {1, 3, 1}, {2, 6, 1}, {3, 7, 1}, {4, 5, 1}, {4, 6, 1}, {5, 7, 1}});
+  return gpus("dgx-1v", 8,
+              {{0, 3, 2},
+               {0, 4, 2},
+               {1, 2, 2},
+               {1, 5, 2},
+               {2, 3, 2},
+               {4, 7, 2},
+               {5, 6, 2},
+               {6, 7, 2},
+               {0, 1, 1},
+               {0, 2, 1},
+               {1, 3, 1},
+               {2, 6, 1},
+               {3, 7, 1},
+               {4, 5, 1},
+               {4, 6, 1},
+               {5, 7, 1}});
 }
 
 Expected<Topology> builtin_topology(std::string_view name) {

@@ -29,17 +29,17 @@ Topology dgx_1v();
 // The topology with these hosts only, and the links between them and switches. REQUIRES: hosts of it.
 Topology without_others(const Topology& topology, const std::vector<int>& hosts);
 
-// What a scheduler can hand out of a machine: connected sets of `from` to `to` hosts, one of each class that links alone
-// tell apart (weighted isomorphism). REQUIRES: no switches, at most 16 hosts.
+// What a scheduler can hand out of a machine: connected sets of `from` to `to` hosts, one of each class that links
+// alone tell apart (weighted isomorphism). REQUIRES: no switches, at most 16 hosts.
 std::vector<std::vector<int>> allocation_classes(const Topology& topology, int from, int to);
 
 struct RandomShape {
   int hosts = 8;
   int switches = 0;
   bool symmetric = true;
-  int capacity_max = 10;     // whole numbers from 1, over denominator_max
-  int denominator_max = 1;   // each capacity's denominator is drawn up to this
-  double density = 0.4;      // share of all pairs that are linked, beyond a random tree that joins all
+  int capacity_max = 10;    // whole numbers from 1, over denominator_max
+  int denominator_max = 1;  // each capacity's denominator is drawn up to this
+  double density = 0.4;     // share of all pairs that are linked, beyond a random tree that joins all
 };
 
 // Connected: from every host to every other. Switches balanced where symmetric.

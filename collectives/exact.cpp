@@ -502,8 +502,7 @@ Plan reduce_scatter_allgather(const Situation& situation) {
   Plan gathered = exact_allgather(as(situation, Operation::allgather), 0);
   if (gathered.trees.empty()) return plan;
   const bool symmetric = is_symmetric(situation.network);
-  Plan scattered =
-      symmetric ? gathered : exact_allgather(as(situation, Operation::reduce_scatter), 0);
+  Plan scattered = symmetric ? gathered : exact_allgather(as(situation, Operation::reduce_scatter), 0);
   if (scattered.trees.empty()) return plan;
   const Rational rate = 1 / (1 / gathered.rate + 1 / scattered.rate);
   const auto scale = [&](Plan& phase) {

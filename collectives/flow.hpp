@@ -1,7 +1,8 @@
 // collectives/flow.hpp: maximum flows asked again and again of one graph whose capacities change. Private.
 //
-// Why not LEMON's, which min_cut.hpp uses: a packing asks tens of thousands of flows of graphs of some hundred arcs, from
-// several nodes to several, and mostly needs to know only whether a bound is reached. Tests hold this one to LEMON's.
+// Why not LEMON's, which min_cut.hpp uses: a packing asks tens of thousands of flows of graphs of some hundred arcs,
+// from several nodes to several, and mostly needs to know only whether a bound is reached. Tests hold this one to
+// LEMON's.
 #pragma once
 
 #include <gmpxx.h>

@@ -11,8 +11,8 @@ std::size_t index(int at) { return static_cast<std::size_t>(at); }
 
 using SparseRow = std::map<int, Rational>;
 
-// rows · x = right, as many rows as columns; nothing when they are dependent. The pivots are taken from the shortest rows,
-// which keeps systems as sparse as these nearly free of fill-in.
+// rows · x = right, as many rows as columns; nothing when they are dependent. The pivots are taken from the shortest
+// rows, which keeps systems as sparse as these nearly free of fill-in.
 std::optional<std::vector<Rational>> solve_exactly(std::vector<SparseRow> rows, std::vector<Rational> right) {
   const std::size_t count = rows.size();
   std::vector<std::vector<int>> users(count);  // by column: rows that may have it
@@ -29,8 +29,8 @@ std::optional<std::vector<Rational>> solve_exactly(std::vector<SparseRow> rows, 
     }
     SparseRow& pivot_row = rows[index(shortest)];
     if (pivot_row.empty()) return std::nullopt;
-    const auto fewest = std::ranges::min_element(
-        pivot_row, {}, [&](const auto& entry) { return users[index(entry.first)].size(); });
+    const auto fewest =
+        std::ranges::min_element(pivot_row, {}, [&](const auto& entry) { return users[index(entry.first)].size(); });
     const int column = fewest->first;
     const Rational pivot = fewest->second;
     pivot_of[index(shortest)] = column;
@@ -108,8 +108,8 @@ bool LinearProgram::solve() {
 
 std::optional<LinearProgram::Exact> LinearProgram::prove() const {
   const ClpSimplex& clp = solver_->clp;
-  std::vector<int> tight;                          // rows whose slack is not in the basis
-  std::vector<int> basic;                          // columns that are
+  std::vector<int> tight;                         // rows whose slack is not in the basis
+  std::vector<int> basic;                         // columns that are
   std::vector<int> place(objective_.size(), -1);  // among the basic
   for (int row = 0; row < rows(); ++row) {
     if (clp.getRowStatus(row) != ClpSimplex::basic) tight.push_back(row);

@@ -85,12 +85,12 @@ class XmlReader {
     const double transfers = std::strtod(pci.attribute("link_speed").as_string(), nullptr);
     const int width = pci.attribute("link_width").as_int(16);
     // Of 1.5, 3, 6, 12, 24 Gbit/s a lane (2.5, 5, 8, 16, 32 GT/s).
-    const Rational lane = transfers <= 0     ? Rational(6)
-                          : transfers < 4    ? Rational(3, 2)
-                          : transfers < 7    ? Rational(3)
-                          : transfers < 12   ? Rational(6)
-                          : transfers < 24   ? Rational(12)
-                                             : Rational(24);
+    const Rational lane = transfers <= 0   ? Rational(6)
+                          : transfers < 4  ? Rational(3, 2)
+                          : transfers < 7  ? Rational(3)
+                          : transfers < 12 ? Rational(6)
+                          : transfers < 24 ? Rational(12)
+                                           : Rational(24);
     const int lanes = width >= 1 && width <= 32 ? width : 16;
     Rational speed(lane * lanes / 8);
     speed.canonicalize();
@@ -239,7 +239,8 @@ class SmiReader {
   Expected<Topology> run(std::string_view text) {
     if (auto read = read_table(plain(text)); !read) return tl::unexpected(read.error());
     const int count = static_cast<int>(cells_.size());
-    for (int gpu = 0; gpu < count; ++gpu) topology_.nodes.push_back({.id = "g" + std::to_string(gpu), .is_switch = false});
+    for (int gpu = 0; gpu < count; ++gpu)
+      topology_.nodes.push_back({.id = "g" + std::to_string(gpu), .is_switch = false});
     if (auto read = join_by_nvlink(count); !read) return tl::unexpected(read.error());
     join_by_pcie(count);
     if (auto valid = validate(topology_); !valid) return tl::unexpected(valid.error());
@@ -279,7 +280,8 @@ class SmiReader {
   }
 
   Expected<void> join_by_nvlink(int count) {
-    std::vector<std::vector<int>> joined(static_cast<std::size_t>(count), std::vector<int>(static_cast<std::size_t>(count)));
+    std::vector<std::vector<int>> joined(static_cast<std::size_t>(count),
+                                         std::vector<int>(static_cast<std::size_t>(count)));
     bool alike = count > 1;
     for (int row = 0; row < count; ++row) {
       for (int column = 0; column < count; ++column) {
@@ -302,7 +304,8 @@ class SmiReader {
       for (int column = row + 1; column < count; ++column) {
         const int number = joined[static_cast<std::size_t>(row)][static_cast<std::size_t>(column)];
         if (number != joined[static_cast<std::size_t>(column)][static_cast<std::size_t>(row)]) {
-          return malformed(numbered("row GPU", row) + numbered(", column GPU", column) + ": the other half of the table differs");
+          return malformed(numbered("row GPU", row) + numbered(", column GPU", column) +
+                           ": the other half of the table differs");
         }
         if (number > 0) topology_.links.push_back(link_of(row, column, number * kLink, "nvlink"));
       }
@@ -314,8 +317,8 @@ class SmiReader {
     return kinds.contains(cells_[static_cast<std::size_t>(row)][static_cast<std::size_t>(column)]);
   }
 
-  // The table shows one way a pair: where that is an NVLink, nothing is known of PCIe, so only machines whose GPUs are not
-  // all joined by NVLinks get a tree of switches and sockets, of what the table does show.
+  // The table shows one way a pair: where that is an NVLink, nothing is known of PCIe, so only machines whose GPUs are
+  // not all joined by NVLinks get a tree of switches and sockets, of what the table does show.
   void join_by_pcie(int count) {
     const auto group = [&](const std::set<std::string>& kinds) {
       std::vector<int> of(static_cast<std::size_t>(count), -1);
@@ -348,7 +351,8 @@ class SmiReader {
       int& node = made[static_cast<std::size_t>(bridge[static_cast<std::size_t>(gpu)])];
       if (node < 0) {
         node = static_cast<int>(topology_.nodes.size());
-        topology_.nodes.push_back({.id = "pci" + std::to_string(bridge[static_cast<std::size_t>(gpu)]), .is_switch = true});
+        topology_.nodes.push_back(
+            {.id = "pci" + std::to_string(bridge[static_cast<std::size_t>(gpu)]), .is_switch = true});
         topology_.links.push_back(link_of(first + socket[static_cast<std::size_t>(gpu)], node, kPcie3, "pcie"));
       }
       topology_.links.push_back(link_of(node, gpu, kPcie3, "pcie"));
@@ -364,7 +368,8 @@ class SmiReader {
 Expected<Topology> read_nccl_xml(std::string_view text, const std::string& name) {
   pugi::xml_document document;
   const auto parsed = document.load_buffer(text.data(), text.size());
-  if (!parsed) return malformed("is not XML: " + std::string(parsed.description()) + " at byte " + std::to_string(parsed.offset));
+  if (!parsed)
+    return malformed("is not XML: " + std::string(parsed.description()) + " at byte " + std::to_string(parsed.offset));
   const auto system = document.child("system");
   if (system.empty()) return malformed("there is no <system>");
   return XmlReader(system, name).run();

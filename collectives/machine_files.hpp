@@ -1,7 +1,7 @@
 // collectives/machine_files.hpp: topologies of one machine as other programs write them.
 //
-// Capacities are those of NCCL's own model, in GB/s a direction: what its XML and nvidia-smi say is how many links of which
-// kind there are, not how fast they are.
+// Capacities are those of NCCL's own model, in GB/s a direction: what its XML and nvidia-smi say is how many links of
+// which kind there are, not how fast they are.
 #pragma once
 
 #include <string>
@@ -17,8 +17,8 @@ namespace coppice::collectives {
 // Errors: malformed, naming the element; those of validate.
 Expected<Topology> read_nccl_xml(std::string_view text, const std::string& name);
 
-// The table of `nvidia-smi topo -m`. Where every pair has more NVLinks than a GPU has for all its peers, they end at a switch.
-// Errors: malformed, naming row and column; those of validate.
+// The table of `nvidia-smi topo -m`. Where every pair has more NVLinks than a GPU has for all its peers, they end at a
+// switch. Errors: malformed, naming row and column; those of validate.
 Expected<Topology> read_smi_table(std::string_view text, const std::string& name);
 
 // Which of the two the text is for; null: neither.

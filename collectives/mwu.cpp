@@ -85,16 +85,18 @@ class Weights {
       for (const int arc : tree) load[index(pool_[index(arc)])] += amount;
     }
     double fullest = 0;
-    for (std::size_t pool = 0; pool < load.size(); ++pool) fullest = std::max(fullest, load[pool] / capacity_[pool].get_d());
+    for (std::size_t pool = 0; pool < load.size(); ++pool)
+      fullest = std::max(fullest, load[pool] / capacity_[pool].get_d());
     for (const auto& [tree, amount] : weight) candidates_.push_back({tree, amount / fullest});
     std::ranges::stable_sort(candidates_, [](const Candidate& a, const Candidate& b) { return a.weight > b.weight; });
   }
 
-  // Which candidates to take, each at the unit or not at all, for as many trees as can be and no more than `most`: branch
-  // and bound of bounded effort.
+  // Which candidates to take, each at the unit or not at all, for as many trees as can be and no more than `most`:
+  // branch and bound of bounded effort.
   std::vector<int> whole(const Rational& unit, double most) {
     left_.clear();
-    for (const Rational& capacity : capacity_) left_.push_back(static_cast<int>(std::floor(capacity.get_d() / unit.get_d() + 1e-9)));
+    for (const Rational& capacity : capacity_)
+      left_.push_back(static_cast<int>(std::floor(capacity.get_d() / unit.get_d() + 1e-9)));
     counts_.assign(candidates_.size(), 0);
     best_ = counts_;
     best_trees_ = 0;
@@ -105,13 +107,13 @@ class Weights {
   }
 
   bool fits(std::size_t candidate) const {
-    return counts_[candidate] == 0 && std::ranges::all_of(candidates_[candidate].arcs, [&](int arc) {
-             return left_[index(pool_[index(arc)])] > 0;
-           });
+    return counts_[candidate] == 0 && std::ranges::all_of(candidates_[candidate].arcs,
+                                                          [&](int arc) { return left_[index(pool_[index(arc)])] > 0; });
   }
 
-  // The candidates to branch on. Every tree enters every node: where no more can enter a node than trees are still wanted,
-  // each of its arcs must be used, so the arc with the fewest candidates decides; elsewhere any candidate may come next.
+  // The candidates to branch on. Every tree enters every node: where no more can enter a node than trees are still
+  // wanted, each of its arcs must be used, so the arc with the fewest candidates decides; elsewhere any candidate may
+  // come next.
   std::vector<std::size_t> branches(int wanted) const {
     std::vector<std::size_t> open;
     for (std::size_t at = 0; at < candidates_.size(); ++at) {
@@ -157,7 +159,8 @@ class Weights {
       for (const int arc : std::vector<int>(left)) {
         if (inside[index(arcs_[index(arc)].from)] == 0) continue;
         inside[index(arcs_[index(arc)].to)] = 1;
-        tree.edges.push_back({arcs_[index(arc)].from, arcs_[index(arc)].to, {arcs_[index(arc)].from, arcs_[index(arc)].to}});
+        tree.edges.push_back(
+            {arcs_[index(arc)].from, arcs_[index(arc)].to, {arcs_[index(arc)].from, arcs_[index(arc)].to}});
         std::erase(left, arc);
       }
     }

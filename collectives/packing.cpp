@@ -151,9 +151,9 @@ class Packer {
     }
   }
 
-  // What weight up to `most` the arc could carry for this tree with all the rest still possible. The sets that bind hold
-  // its head, not its tail, and part of the tree; what enters them must be `total - the tree's weight` and this weight.
-  // Sets without part of the tree need not be told apart: they have at least the tree's weight to spare.
+  // What weight up to `most` the arc could carry for this tree with all the rest still possible. The sets that bind
+  // hold its head, not its tail, and part of the tree; what enters them must be `total - the tree's weight` and this
+  // weight. Sets without part of the tree need not be told apart: they have at least the tree's weight to spare.
   Value allowed(int arc, const Value& most) {
     const PackArc<Value>& joining = arcs_[index(arc)];
     const Value upper = std::min(most, flow_.capacity(arc));
@@ -191,8 +191,7 @@ std::optional<std::vector<PackedTree<Value>>> pack_trees(int nodes, const std::v
   return Packer<Value>(nodes, arcs, demand, style).run();
 }
 
-template std::optional<std::vector<PackedTree<std::int64_t>>> pack_trees(int,
-                                                                         const std::vector<PackArc<std::int64_t>>&,
+template std::optional<std::vector<PackedTree<std::int64_t>>> pack_trees(int, const std::vector<PackArc<std::int64_t>>&,
                                                                          const std::vector<std::int64_t>&,
                                                                          const PackStyle&);
 template std::optional<std::vector<PackedTree<mpz_class>>> pack_trees(int, const std::vector<PackArc<mpz_class>>&,

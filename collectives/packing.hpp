@@ -3,8 +3,8 @@
 // Each root r has a demand; together the trees of r carry it, every tree spans all nodes, and no arc is used beyond its
 // capacity. That is possible exactly if from a source that feeds each root its demand, every node can receive the sum
 // of all demands. Trees are grown arc by arc: an arc joins when a maximum flow shows that the rest stays possible.
-// Sources: Edmonds, Edge-Disjoint Branchings, 1973; Lovász, On Two Minimax Theorems in Graph, 1976 (growing); Schrijver,
-// Combinatorial Optimization, 2003, section 53.4 (weights).
+// Sources: Edmonds, Edge-Disjoint Branchings, 1973; Lovász, On Two Minimax Theorems in Graph, 1976 (growing);
+// Schrijver, Combinatorial Optimization, 2003, section 53.4 (weights).
 #pragma once
 
 #include <cstdint>

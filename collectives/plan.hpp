@@ -63,8 +63,8 @@ struct SwitchPotential {
 // of capacity × price. Prices and weights are >= 0, every set holds a host, and for every arc u -> v
 //   the weights of the out sets that it enters + π(v) - π(u) <= its price, and
 //   the weights of the in sets that it leaves + ρ(v) - ρ(u) <= its price.
-// Allreduce: for every host the weights of the sets without it add up to 1 or more. Broadcast: so for the root, and there
-// are no in sets (reduce: no out sets). Allgather: so for the mean over the hosts (reduce_scatter: with in sets).
+// Allreduce: for every host the weights of the sets without it add up to 1 or more. Broadcast: so for the root, and
+// there are no in sets (reduce: no out sets). Allgather: so for the mean over the hosts (reduce_scatter: with in sets).
 struct Dual {
   std::vector<ArcPrice> price;  // of arcs not named: 0
   std::vector<WeightedSet> out;
@@ -105,8 +105,8 @@ struct PlanOptions {
   double latency_s = 0;  // of one chunk on one hop
 };
 
-// Broadcast over the one tree that carries most, for those who relay over a single tree. It reaches the bound where links
-// are switched and often does not where hosts have several links (DGX-1V: 2 of 6): make_plan packs several.
+// Broadcast over the one tree that carries most, for those who relay over a single tree. It reaches the bound where
+// links are switched and often does not where hosts have several links (DGX-1V: 2 of 6): make_plan packs several.
 // Sources: Edmonds 1973 (bound); Blink, MLSys 2020 (trees instead of rings).
 // Data goes from the root to every participant over a tree that spans them. A lone root: no edges, rate and bound 0.
 // Errors: those of validate, unknown_node (a participant is no host), bad_root, disconnected.
@@ -114,8 +114,8 @@ struct PlanOptions {
 // seconds for 4,000 behind switches; meshes of thousands of hosts with hundreds of direct links each take minutes.
 Expected<Plan> plan_broadcast(const Topology& topology, int root, const PlanOptions& options = {});
 
-// The inverse of to_json for plans of this topology, for plans from anywhere. What is not a plan at all is an error; what is
-// a wrong one is for verify to find. Errors: malformed, unknown_node.
+// The inverse of to_json for plans of this topology, for plans from anywhere. What is not a plan at all is an error;
+// what is a wrong one is for verify to find. Errors: malformed, unknown_node.
 Expected<Plan> parse_plan(const nlohmann::json& document, const Topology& topology);
 
 // In the words of `coppice plan --json`. seconds: how long planning took, as its caller measured. A plan that leaves

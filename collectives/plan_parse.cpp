@@ -41,7 +41,8 @@ class Reader {
     if (auto read = participants(plan); !read) return tl::unexpected(read.error());
     if (auto read = trees(plan); !read) return tl::unexpected(read.error());
     const auto certificate = document_.find("certificate");
-    if (certificate == document_.end() || !certificate->is_object()) return malformed("a plan needs its \"certificate\"");
+    if (certificate == document_.end() || !certificate->is_object())
+      return malformed("a plan needs its \"certificate\"");
     auto proof = certificate_of(*certificate);
     if (!proof) return tl::unexpected(proof.error());
     plan.certificate = *std::move(proof);
@@ -53,8 +54,8 @@ class Reader {
     if (!id.is_string()) return malformed(where + ": a node is named by a string");
     const auto found = nodes_.find(id.get_ref<const std::string&>());
     if (found == nodes_.end()) {
-      return tl::unexpected(Error{ErrorCode::unknown_node,
-                                  where + ": there is no node " + in_quotes(id.get_ref<const std::string&>())});
+      return tl::unexpected(
+          Error{ErrorCode::unknown_node, where + ": there is no node " + in_quotes(id.get_ref<const std::string&>())});
     }
     return found->second;
   }
@@ -99,7 +100,8 @@ class Reader {
     const bool whole = slash == std::string::npos && digits(above);
     const bool fraction = slash != std::string::npos && digits(above.substr(0, above.find('/'))) &&
                           digits(std::string_view(text).substr(slash + 1));
-    if (text.size() > kTextMax || (!whole && !fraction)) return malformed(where + ": " + in_quotes(text) + " is no fraction");
+    if (text.size() > kTextMax || (!whole && !fraction))
+      return malformed(where + ": " + in_quotes(text) + " is no fraction");
     Rational parsed;
     if (fraction && mpz_class(text.substr(slash + 1)) == 0) return malformed(where + ": a zero below the line");
     parsed.set_str(text, 10);
@@ -169,7 +171,8 @@ class Reader {
   }
 
   Expected<Certificate> certificate_of(const json& object) const {
-    const std::string kind = object.contains("kind") && object["kind"].is_string() ? object["kind"].get<std::string>() : "";
+    const std::string kind =
+        object.contains("kind") && object["kind"].is_string() ? object["kind"].get<std::string>() : "";
     if (kind == "cut") {
       auto nodes = nodes_of(object.value("nodes", json()), "the cut's \"nodes\"");
       if (!nodes) return tl::unexpected(nodes.error());

@@ -11,9 +11,9 @@ Expected<Plan> make_plan(const Topology& topology, const PlanRequest& request) {
   Plan plan = exact_plan(*situation, request.grain);
   const bool sends = !situation->lone() && sgn(plan.rate) == 0;
   if (sends) {
-    return tl::unexpected(Error{ErrorCode::not_planned, request.grain == 0
-                                                            ? "no plan was found"
-                                                            : "no tree carries a whole grain of the unit to every host"});
+    return tl::unexpected(
+        Error{ErrorCode::not_planned,
+              request.grain == 0 ? "no plan was found" : "no tree carries a whole grain of the unit to every host"});
   }
   return plan;
 }

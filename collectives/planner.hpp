@@ -1,9 +1,9 @@
 // collectives/planner.hpp: plans of every operation: the proven optimum, and what others would do instead.
 //
-// exact: broadcast and reduce by Edmonds' packing; scatter and gather by paths; allgather and reduce_scatter by packings from
-// every root; allreduce directly: on symmetric direct links by undirected packing up to the partition bound, elsewhere by a
-// linear program solved in fractions. Where nothing proves the rate (switched allreduce beyond kSwitchedHostsMax hosts),
-// the plan is the best found, its bound is proven all the same, and optimal() is false.
+// exact: broadcast and reduce by Edmonds' packing; scatter and gather by paths; allgather and reduce_scatter by
+// packings from every root; allreduce directly: on symmetric direct links by undirected packing up to the partition
+// bound, elsewhere by a linear program solved in fractions. Where nothing proves the rate (switched allreduce beyond
+// kSwitchedHostsMax hosts), the plan is the best found, its bound is proven all the same, and optimal() is false.
 #pragma once
 
 #include <optional>

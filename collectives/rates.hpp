@@ -14,8 +14,8 @@ struct PartBound {
 };
 
 // Allgather: the least of the capacity that leaves a set ÷ hosts inside, over sets without some host.
-// REQUIRES: every host reaches every other. Source: ForestColl, 2024 (the bound); found by Dinkelbach's iteration, 1967, on
-// maximum flows from a source that feeds every host: exact, and some rounds of one flow a host.
+// REQUIRES: every host reaches every other. Source: ForestColl, 2024 (the bound); found by Dinkelbach's iteration,
+// 1967, on maximum flows from a source that feeds every host: exact, and some rounds of one flow a host.
 PartBound allgather_bound(const Network& network, const std::vector<int>& hosts);
 
 // Scatter: the least of the capacity that enters a set without the root ÷ hosts inside. REQUIRES: the root reaches all.

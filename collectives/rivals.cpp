@@ -22,8 +22,8 @@ bool is_by_parts(Operation operation) {
 
 Expected<std::vector<Tree>> by_rings(const Situation& situation, bool best) {
   if (is_path(situation.operation)) return not_planned("rings do not scatter or gather");
-  const auto rings = best ? widest_ring(situation.network, situation.hosts)
-                          : disjoint_rings(situation.network, situation.hosts);
+  const auto rings =
+      best ? widest_ring(situation.network, situation.hosts) : disjoint_rings(situation.network, situation.hosts);
   if (rings.empty()) return not_planned("no ring through all hosts was found");
   return trees_along(rings, situation);
 }

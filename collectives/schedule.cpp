@@ -70,8 +70,7 @@ Schedule schedule(const Plan& plan, const ScheduleOptions& options) {
 
 HybridSplit hybrid_split(double bytes, double first_bytes_per_s, double second_bytes_per_s, double switching_s) {
   const double both = first_bytes_per_s + second_bytes_per_s;
-  const double second =
-      bytes * second_bytes_per_s / both - switching_s * second_bytes_per_s * first_bytes_per_s / both;
+  const double second = bytes * second_bytes_per_s / both - switching_s * second_bytes_per_s * first_bytes_per_s / both;
   if (second_bytes_per_s <= 0 || second <= 0) return {bytes, 0, bytes / first_bytes_per_s};
   return {bytes - second, second, (bytes - second) / first_bytes_per_s};
 }

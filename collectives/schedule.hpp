@@ -1,4 +1,5 @@
-// collectives/schedule.hpp: how a buffer is divided among a plan's trees, into chunks, and over two kinds of links. Pure.
+// collectives/schedule.hpp: how a buffer is divided among a plan's trees, into chunks, and over two kinds of links.
+// Pure.
 #pragma once
 
 #include <cstdint>
@@ -28,12 +29,13 @@ struct ScheduleOptions {
   double unit_bytes_per_s = 1;  // what a rate of 1 is
 };
 
-// Shares go by the trees' rates; where every root has its own part, first by parts of the same size. Each tree's number of
-// chunks is the one that makes its pipeline fastest. Sources: Blink (MLSys 2020), section 4.1; chunk.hpp.
+// Shares go by the trees' rates; where every root has its own part, first by parts of the same size. Each tree's number
+// of chunks is the one that makes its pipeline fastest. Sources: Blink (MLSys 2020), section 4.1; chunk.hpp.
 Schedule schedule(const Plan& plan, const ScheduleOptions& options);
 
-// Two kinds of links that cannot be used at once without a cost, as when PCIe is added to NVLink: bytes for each so that
-// both are done at the same time. Source: Blink (MLSys 2020), section 4.2; equal times of D_P / B_P + T and D_N / B_N.
+// Two kinds of links that cannot be used at once without a cost, as when PCIe is added to NVLink: bytes for each so
+// that both are done at the same time. Source: Blink (MLSys 2020), section 4.2; equal times of D_P / B_P + T and D_N /
+// B_N.
 struct HybridSplit {
   double first_bytes = 0;
   double second_bytes = 0;  // 0 where switching costs more than the second kind gains

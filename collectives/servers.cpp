@@ -128,8 +128,8 @@ class ThreePhases {
       const auto usable = [&](int node) {
         return situation_.network.is_switch[index(node)] != 0 || std::ranges::binary_search(leaders, node);
       };
-      const bool inner = server_of(situation_, arc.from) == server_of(situation_, arc.to) &&
-                         !server_of(situation_, arc.from).empty();
+      const bool inner =
+          server_of(situation_, arc.from) == server_of(situation_, arc.to) && !server_of(situation_, arc.from).empty();
       return usable(arc.from) && usable(arc.to) && !inner;
     });
     if (!joined(network, leaders) || (both_ways() && !joined(reversed(network), leaders))) return false;
@@ -160,8 +160,8 @@ class ThreePhases {
 
   // Where the server's inner tree begins: the root's own data is in its server already.
   int inner_root(int leader) const {
-    const bool at_home = is_rooted(situation_.operation) &&
-                         server_of(situation_, leader) == server_of(situation_, situation_.root);
+    const bool at_home =
+        is_rooted(situation_.operation) && server_of(situation_, leader) == server_of(situation_, situation_.root);
     return at_home ? situation_.root : leader;
   }
 

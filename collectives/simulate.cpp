@@ -48,8 +48,8 @@ class Messages {
     for (const Message& message : messages) {
       if (message.bytes <= 0) continue;
       const int sent = static_cast<int>(transfers_.size());
-      transfers_.push_back({path(hosts_[index(message.from)], hosts_[index(message.to)]), message.bytes,
-                            last_[index(message.from)]});
+      transfers_.push_back(
+          {path(hosts_[index(message.from)], hosts_[index(message.to)]), message.bytes, last_[index(message.from)]});
       next[index(message.to)].push_back(sent);
     }
     // A host goes on when its own message is on its way and the others' have arrived: only the arrivals count.
@@ -158,7 +158,8 @@ class ChunkWay {
 
  private:
   void send(const TreeEdge& edge, bool backwards) {
-    Transfer transfer{.path = edge.path.empty() ? std::vector{edge.from, edge.to} : edge.path, .bytes = bytes_, .after = {}};
+    Transfer transfer{
+        .path = edge.path.empty() ? std::vector{edge.from, edge.to} : edge.path, .bytes = bytes_, .after = {}};
     if (backwards) std::ranges::reverse(transfer.path);
     transfer.after = arrived_[transfer.path.front()];
     arrived_[transfer.path.back()].push_back(static_cast<int>(transfers_.size()));

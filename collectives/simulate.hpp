@@ -1,8 +1,8 @@
 // collectives/simulate.hpp: how long transfers take on a topology, chunk by chunk, by the α-β model of its links.
 //
-// A transfer goes along a path of links: it begins when what it waits for has arrived and all its links are free, holds each
-// link for bytes ÷ capacity, and arrives a latency and its slowest link's time later. Links serve in the order in which
-// transfers become ready. Source: Hockney 1994 (α-β); cut-through at switches.
+// A transfer goes along a path of links: it begins when what it waits for has arrived and all its links are free, holds
+// each link for bytes ÷ capacity, and arrives a latency and its slowest link's time later. Links serve in the order in
+// which transfers become ready. Source: Hockney 1994 (α-β); cut-through at switches.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace coppice::collectives {
 
 struct Transfer {
-  std::vector<int> path;   // nodes, from the sender to the receiver
+  std::vector<int> path;  // nodes, from the sender to the receiver
   double bytes = 0;
   std::vector<int> after;  // indices of transfers that must have arrived
 };
@@ -29,8 +29,9 @@ double simulate(const Topology& topology, const std::vector<Transfer>& transfers
 // Of a plan, each tree's share in chunks as schedule.hpp cuts it, at most chunks_max a tree. REQUIRES: verified.
 std::vector<Transfer> transfers_of(const Plan& plan, std::int64_t bytes, const LinkModel& model, int chunks_max = 256);
 
-// What MPI libraries do for an allreduce among the hosts in their order, each message along a shortest way, the widest among
-// equals. Sources: Thakur, Rabenseifner and Gropp, Optimization of Collective Communication Operations in MPICH, 2005.
+// What MPI libraries do for an allreduce among the hosts in their order, each message along a shortest way, the widest
+// among equals. Sources: Thakur, Rabenseifner and Gropp, Optimization of Collective Communication Operations in MPICH,
+// 2005.
 enum class Classic : std::uint8_t { ring, recursive_doubling, rabenseifner };
 
 // Recursive doubling and Rabenseifner's halve and double among the largest power of two of hosts; the others hand their

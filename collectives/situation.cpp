@@ -44,8 +44,8 @@ Expected<void> check_reach(const Situation& situation, const Network& network, i
     if (inside[index(host)] != 0) continue;
     const auto& nodes = situation.topology.nodes;
     const bool away = verb[0] == 't';
-    return error(ErrorCode::disconnected, "nothing leads from " + in_quotes(nodes[index(away ? from : host)].id) + " to " +
-                                              in_quotes(nodes[index(away ? host : from)].id));
+    return error(ErrorCode::disconnected, "nothing leads from " + in_quotes(nodes[index(away ? from : host)].id) +
+                                              " to " + in_quotes(nodes[index(away ? host : from)].id));
   }
   return {};
 }

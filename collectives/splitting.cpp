@@ -171,7 +171,6 @@ template std::optional<std::vector<Passage<std::int64_t>>> split_switches(const 
 template std::optional<std::vector<Passage<mpz_class>>> split_switches(const std::vector<char>&,
                                                                        const std::vector<int>&,
                                                                        const std::vector<PackArc<mpz_class>>&,
-                                                                       const std::vector<mpz_class>&,
-                                                                       const mpz_class&);
+                                                                       const std::vector<mpz_class>&, const mpz_class&);
 
 }  // namespace coppice::collectives

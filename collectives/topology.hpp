@@ -60,8 +60,9 @@ Expected<void> validate(const Topology& topology);
 // left alone, so that files may carry notes. The result is valid. Errors: those of validate, and malformed.
 Expected<Topology> parse_topology(const nlohmann::json& document);
 
-// A topology in the format above, a topology that NCCL or RCCL wrote (XML) or the table of `nvidia-smi topo -m`, told apart
-// by what is in the file. Errors: those of parse_topology, and unreadable; files beyond kTopologyBytesMax are not read.
+// A topology in the format above, a topology that NCCL or RCCL wrote (XML) or the table of `nvidia-smi topo -m`, told
+// apart by what is in the file. Errors: those of parse_topology, and unreadable; files beyond kTopologyBytesMax are not
+// read.
 Expected<Topology> load_topology(const std::filesystem::path& path);
 
 // parse_topology gives back an equal topology.

@@ -1,4 +1,5 @@
-// collectives/tree_packing.hpp: packings of trees over a topology's own nodes, switches and fractions among them. Private.
+// collectives/tree_packing.hpp: packings of trees over a topology's own nodes, switches and fractions among them.
+// Private.
 #pragma once
 
 #include <optional>
@@ -32,7 +33,8 @@ struct PackingEffort {
   int flatten = 1;   // with enough trees found, so many ways are tried for the sake of depth
 };
 
-// Nothing where the demands cannot be met, which the caller has ruled out but for switches that more can leave than enter.
+// Nothing where the demands cannot be met, which the caller has ruled out but for switches that more can leave than
+// enter.
 std::optional<std::vector<Tree>> pack(const PackingProblem& problem, const PackingEffort& effort);
 
 // The same tree from the node that makes it flattest, each edge used in both directions alike.

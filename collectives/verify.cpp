@@ -175,8 +175,8 @@ class Verifier {
 
   Expected<std::set<int>> checked(const std::vector<int>& nodes, bool without_root) const {
     const std::set<int> set(nodes.begin(), nodes.end());
-    const bool known = std::ranges::all_of(
-        set, [&](int node) { return node >= 0 && index(node) < topology_.nodes.size(); });
+    const bool known =
+        std::ranges::all_of(set, [&](int node) { return node >= 0 && index(node) < topology_.nodes.size(); });
     if (!known) return wrong("the certificate names no such node");
     if (std::ranges::none_of(set, [&](int node) { return is_host(node); })) {
       return wrong("a set of the certificate holds no host");
@@ -230,7 +230,8 @@ class Verifier {
     if (partition.parts.size() < 2) return wrong("the partition has one part");
     Rational sum = 0;
     for (const auto& [pair, capacity] : capacity_) {
-      if (!is_host(pair.first) || !is_host(pair.second)) return wrong("a partition proves nothing where there are switches");
+      if (!is_host(pair.first) || !is_host(pair.second))
+        return wrong("a partition proves nothing where there are switches");
       if (part_of[pair.first] != part_of[pair.second]) sum += capacity;
     }
     return Rational(sum / Rational(2 * static_cast<unsigned long>(partition.parts.size() - 1)));
@@ -283,7 +284,8 @@ class Verifier {
     const auto in = weighted(dual.in);
     if (!in) return tl::unexpected(in.error());
     const bool both = plan_.operation == Operation::allreduce;
-    if (!both && !(is_inward(plan_.operation) ? *out : *in).empty()) return wrong("the certificate's sets are of the wrong way");
+    if (!both && !(is_inward(plan_.operation) ? *out : *in).empty())
+      return wrong("the certificate's sets are of the wrong way");
     if (auto held = covered(*out, *in); !held) return tl::unexpected(held.error());
     std::map<int, std::pair<Rational, Rational>> potential;
     for (const SwitchPotential& each : dual.switches) {

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import xml.etree.ElementTree
 from fractions import Fraction
 
 sys.dont_write_bytecode = True
@@ -413,10 +414,41 @@ def topology(world, name="lab", links=None, **more):
     return file
 
 
+def load(plan):
+    """What each link carries, worked out from the plan's own words: a dictionary by (from, to)."""
+    used = {}
+
+    def send(edge, rate, backwards):
+        path = edge.get("path", [edge["from"], edge["to"]])
+        for a, b in zip(path, path[1:]):
+            hop = (b, a) if backwards else (a, b)
+            used[hop] = used.get(hop, 0) + rate
+
+    inward = plan["op"] in ("reduce", "reduce_scatter", "gather")
+    for tree in plan["trees"]:
+        rate = Fraction(tree["rate"])
+        for edge in tree["edges"]:
+            send(edge, rate, inward)
+            if plan["op"] == "allreduce" and "reduce_edges" not in tree:
+                send(edge, rate, True)
+        for edge in tree.get("reduce_edges", []):
+            send(edge, rate, False)
+    return used
+
+
+def within_capacity(plan, file):
+    capacity = {}
+    for link in json.loads(file.read_text())["links"]:
+        for pair in [(link["from"], link["to"])] + [(link["to"], link["from"])] * link.get("duplex", True):
+            capacity[pair] = capacity.get(pair, 0) + Fraction(link["capacity"])
+    return all(used <= capacity[hop] for hop, used in load(plan).items())
+
+
 def test_plan_broadcast(world):
     for root in ("h0", "h1"):
         plan = document("plan", "--topology", topology(world), "--op", "broadcast", "--root", root)
-        assert set(plan) == {"topology", "op", "unit", "rate", "bound", "optimal", "certificate", "trees", "seconds"}, plan
+        assert set(plan) == {"topology", "op", "unit", "rate", "bound", "optimal", "certificate", "trees", "seconds",
+                             "trees_bound"}, plan
         assert plan["topology"] == "lab" and plan["op"] == "broadcast" and plan["unit"] == "Mbit/s"
         assert plan["optimal"] == (Fraction(plan["rate"]) == Fraction(plan["bound"])) and plan["seconds"] >= 0
         assert Fraction(plan["bound"]) == Fraction(25, 2), plan["bound"]
@@ -424,6 +456,131 @@ def test_plan_broadcast(world):
         for tree in plan["trees"]:
             assert tree["root"] == root and {e["to"] for e in tree["edges"]} == {"h0", "h1", "h2"} - {root}
             assert all(e["path"] == [e["from"], "sw", e["to"]] for e in tree["edges"])
+
+
+def test_plan_every_operation(world):
+    file = topology(world)
+    for op in ("broadcast", "reduce", "allreduce", "allgather", "reduce_scatter", "gather", "scatter"):
+        plan = document("plan", "--topology", file, "--op", op)
+        assert plan["op"] == op and plan["optimal"] is True, plan
+        assert within_capacity(plan, file), plan
+        if op in ("gather", "scatter"):
+            assert {tree["for"] for tree in plan["trees"]} == {"h1", "h2"}
+
+
+def test_plan_machines(world):
+    file = world.root / "dgx-1v.json"
+    file.write_text(ok("plan", "--builtin", "dgx-1v", "--print-topology"))
+    assert len(json.loads(file.read_text())["nodes"]) == 8
+    plan = document("plan", "--topology", file, "--op", "allreduce")
+    assert plan["rate"] == plan["bound"] == "24/7" and plan["certificate"]["kind"] == "partition"
+    assert within_capacity(plan, file)
+    broadcast = document("plan", "--builtin", "dgx-1v", "--op", "broadcast")
+    assert broadcast["rate"] == "6" and len(broadcast["trees"]) == broadcast["trees_bound"] == 4
+    assert document("plan", "--builtin", "dgx-1v", "--op", "allreduce", "--grain", 3)["rate"] == "10/3"
+    part = document("plan", "--builtin", "dgx-1v", "--op", "allreduce", "--participants", "g0,g2,g3")
+    assert part["rate"] == "5/2" and part["participants"] == ["g0", "g2", "g3"]
+    switched = document("plan", "--builtin", "dgx-2", "--op", "allreduce")
+    assert switched["rate"] == "80" and switched["certificate"]["kind"] == "dual"
+
+
+def test_plan_check(world):
+    file = topology(world)
+    for op in ("broadcast", "allreduce", "scatter", "reduce_scatter"):
+        plan = document("plan", "--topology", file, "--op", op)
+        kept = world.root / "plan.json"
+        kept.write_text(json.dumps(plan))
+        assert document("plan", "--topology", file, "--check", kept)["valid"] is True
+        plan["trees"][0]["rate"] = "1000"
+        kept.write_text(json.dumps(plan))
+        done = call("plan", "--topology", file, "--check", kept)
+        assert done.returncode == 1 and "plan.json" in done.stderr and len(done.stderr.splitlines()) == 1, done
+    kept.write_text("{}")
+    refused("plan", "--topology", file, "--check", kept, says="plan.json")
+    refused("plan", "--topology", file, "--check", world.root / "none.json", says="none.json")
+
+
+def test_plan_rivals(world):
+    rates = {}
+    for planner in ("exact", "mwu", "rs_ag", "rings", "best_ring"):
+        plan = document("plan", "--builtin", "dgx-1v", "--participants", "g0,g1,g2,g3,g4,g5", "--op", "allreduce",
+                        "--planner", planner)
+        rates[planner] = Fraction(plan["rate"])
+        assert plan["bound"] == "5/2" and ("epsilon" in plan) == (planner == "mwu")
+    assert rates["exact"] == Fraction(5, 2) and rates["rs_ag"] == Fraction(9, 5) and rates["rings"] == Fraction(6, 5)
+    assert max(rates.values()) == rates["exact"]
+    rows = document("plan", "--builtin", "dgx-1v", "--compare", "--allocations", "--op", "allreduce")
+    assert len(rows) == 46 and sum(row["planners"]["rings"] is None for row in rows) == 21
+    assert sum(row["planners"]["rs_ag"]["ratio"] > 1 for row in rows) == 43
+    done = call("plan", "--builtin", "dgx-1v", "--participants", "g0,g1,g4", "--planner", "rings")
+    assert done.returncode == 1 and "ring" in done.stderr, done
+
+
+def test_plan_schedule_and_hybrid(world):
+    plan = document("plan", "--builtin", "dgx-2", "--op", "allreduce", "--bytes", "64M", "--latency", 5)
+    schedule = plan["schedule"]
+    assert sum(tree["bytes"] for tree in schedule["trees"]) == 64 << 20 and len(schedule["trees"]) == len(plan["trees"])
+    assert 64 * 2**20 / 80e9 < schedule["simulated_s"] < 2 * 64 * 2**20 / 80e9
+    assert schedule["simulated_s"] < schedule["classic_s"]["recursive_doubling"]
+    links = [{"from": a, "to": b, "capacity": c, "kind": k}
+             for a, b in (("h0", "h1"), ("h1", "h2"), ("h0", "h2")) for c, k in ((200, "fast"), (50, "slow"))]
+    file = topology(world, "hybrid", links)
+    both = document("plan", "--topology", file, "--op", "allreduce", "--kind", "fast", "--hybrid", "slow:1", "--bytes", "64M")
+    assert both["first"]["bytes"] + both["second"]["bytes"] == 64 << 20
+    assert both["seconds"] < both["seconds_first_alone"]
+    refused("plan", "--topology", file, "--hybrid", "slow:1", says="--kind")
+    refused("plan", "--topology", file, "--kind", "golden", says="golden")
+    refused("plan", "--topology", file, "--bytes", "many", says="many")
+
+
+def test_plan_draws(world):
+    picture = world.root / "trees.svg"
+    ok("plan", "--builtin", "dgx-2", "--op", "allreduce", "--draw", picture)
+    root = xml.etree.ElementTree.fromstring(picture.read_text())
+    words = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert root.tag.endswith("svg") and {f"g{i}" for i in range(16)} <= set(words), words
+    assert sum("from g" in word for word in words) == 16
+    refused("plan", "--builtin", "dgx-2", "--draw", world.root / "none" / "x.svg", says="x.svg")
+
+
+def test_plan_deploys(world):
+    cluster = world.root / "lab.toml"
+    hosts = "".join(f"""
+[[host]]
+name = "h{i}"
+address = "10.77.0.{i + 1}"
+port = 7000
+{'roles = ["gateway"]' if i == 0 else ''}
+""" for i in range(4))
+    cluster.write_text(f"""name = "lab"
+keys = "keys/"
+topology = "{topology(world, "four", [{"from": f"h{i}", "to": "sw", "capacity": 100} for i in range(4)], nodes=[{"id": f"h{i}"} for i in range(4)] + [{"id": "sw", "switch": True}])}"
+[code]
+scheme = "none"
+workers = 3
+needed = 3
+{hosts}""")
+    plan = document("plan", "--deploy", cluster, "--op", "broadcast")
+    chain = plan["deploy"][0]["relays"]
+    assert [relay["host"] for relay in chain][0] == "h0" and {relay["host"] for relay in chain} == {"h0", "h1", "h2", "h3"}
+    assert chain[0]["parent"] is None and all(relay["parent"] < i for i, relay in enumerate(chain) if i > 0)
+    assert chain[1]["address"].startswith("10.77.0.") and chain[1]["port"] == 7000
+    assert "tree0.h0 on h0" in ok("plan", "--deploy", cluster, "--op", "allreduce")
+    refused("plan", "--deploy", cluster, "--builtin", "star-5", "--root", "h1", says="h4")
+    refused("plan", "--deploy", world.root / "none.toml", says="none.toml")
+
+
+def test_plan_reads_machine_files(world):
+    table = world.root / "topo.txt"
+    table.write_text("\tGPU0\tGPU1\tGPU2\nGPU0\t X \tNV1\tNV2\nGPU1\tNV1\t X \tNV1\nGPU2\tNV2\tNV1\t X \n")
+    assert document("plan", "--topology", table, "--op", "allreduce")["rate"] == "40"
+    dump = world.root / "nccl.xml"
+    dump.write_text('<system version="1"><cpu numaid="0">' + "".join(
+        f'<pci busid="{i}"><gpu dev="{i}" sm="70"><nvlink target="{1 - i}" count="2" tclass="0x030200"/></gpu></pci>'
+        for i in range(2)) + "</cpu></system>")
+    assert document("plan", "--topology", dump, "--kind", "nvlink")["rate"] == "40"
+    dump.write_text("<system>")
+    refused("plan", "--topology", dump, says="nccl.xml")
 
 
 def test_plan_text_and_default_root(world):
@@ -434,15 +591,25 @@ def test_plan_text_and_default_root(world):
 def test_plan_refuses(world):
     good = topology(world)
     refused("plan", "--topology", world.root / "no.json", "--op", "broadcast", says="no.json")
-    refused("plan", "--topology", good, "--op", "allreduce", says="not planned yet; broadcast is")
     refused("plan", "--topology", good, "--op", "juggle", says="juggle")
+    refused("plan", "--topology", good, "--planner", "magic", says="magic")
     refused("plan", "--topology", good, "--root", "h9", says="h9")
     refused("plan", "--topology", good, "--root", "sw", says="sw")
+    refused("plan", "--topology", good, "--grain", "-1", says="--grain")
+    refused("plan", "--topology", good, "--participants", "h0,h8", says="h8")
     refused("plan", "--topology", good, "--magic", says="--magic")
+    refused("plan", says="--topology")
+    refused("plan", "--builtin", "dgx-9", says="dgx-9")
     stray = topology(world, "stray", [{"from": "h0", "to": "h7", "capacity": "1"}])
     refused("plan", "--topology", stray, says="h7")
     apart = topology(world, "apart", [{"from": "h0", "to": "h1", "capacity": "1"}])
-    refused("plan", "--topology", apart, says="h2")
+    for op in ("broadcast", "reduce", "allreduce", "scatter"):
+        refused("plan", "--topology", apart, "--op", op, says="h2")
+    for capacity in ("0", "-3", "9" * 1000, "1/0", "fast"):
+        bad = topology(world, "bad", [{"from": "h0", "to": "sw", "capacity": capacity}])
+        refused("plan", "--topology", bad, says="'h0' to 'sw'")
+    twins = topology(world, "twins", nodes=[{"id": h} for h in ("h0", "h0", "h1", "h2")] + [{"id": "sw", "switch": True}])
+    refused("plan", "--topology", twins, says="h0")
     (world.root / "torn.json").write_text("{\"name\": ")
     refused("plan", "--topology", world.root / "torn.json", says="torn.json")
 

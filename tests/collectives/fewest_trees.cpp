@@ -1,5 +1,6 @@
-// Offline proof that no broadcast of a DGX-1 allocation reaches its optimum with fewer trees than the planner's: where the
-// planner's own bound does not say so, a mixed-integer program over all sets of one tree fewer has no solution (Cbc).
+// Offline proof that no broadcast of a DGX-1 allocation reaches its optimum with fewer trees than the planner's: where
+// the planner's own bound does not say so, a mixed-integer program over all sets of one tree fewer has no solution
+// (Cbc).
 //   fewest_trees            every root of the 14 DGX-1P and 46 DGX-1V allocations
 // Prints one line a root that needed the program, and a sum; exits 1 if some root was left unproved.
 #include <coin/Cbc_C_Interface.h>

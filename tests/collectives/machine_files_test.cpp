@@ -56,12 +56,13 @@ constexpr const char* kNccl = R"(<system version="1">
   </cpu>
 </system>)";
 
-constexpr const char* kSmi = "\t\x1b[4mGPU0\tGPU1\tGPU2\tGPU3\tmlx5_0\tCPU Affinity\x1b[0m\n"
-                             "GPU0\t X \tNV1\tNV1\tNV2\tPIX\t0-19\n"
-                             "GPU1\tNV1\t X \tNV2\tNV1\tPIX\t0-19\n"
-                             "GPU2\tNV1\tNV2\t X \tNV2\tPXB\t0-19\n"
-                             "GPU3\tNV2\tNV1\tNV2\t X \tPXB\t0-19\n"
-                             "mlx5_0\tPIX\tPIX\tPXB\tPXB\t X\n\nLegend:\n\n  X    = Self\n";
+constexpr const char* kSmi =
+    "\t\x1b[4mGPU0\tGPU1\tGPU2\tGPU3\tmlx5_0\tCPU Affinity\x1b[0m\n"
+    "GPU0\t X \tNV1\tNV1\tNV2\tPIX\t0-19\n"
+    "GPU1\tNV1\t X \tNV2\tNV1\tPIX\t0-19\n"
+    "GPU2\tNV1\tNV2\t X \tNV2\tPXB\t0-19\n"
+    "GPU3\tNV2\tNV1\tNV2\t X \tPXB\t0-19\n"
+    "mlx5_0\tPIX\tPIX\tPXB\tPXB\t X\n\nLegend:\n\n  X    = Self\n";
 
 Rational allreduce(const Topology& topology) {
   PlanRequest request;
@@ -97,14 +98,16 @@ TEST(NcclXml, KnowsNvswitchesAndXgmi) {
     <pci busid="a"><gpu dev="0" sm="90" gcn="910"><xgmi target="b" count="2" tclass="0x038000"/></gpu></pci>
     <pci busid="b"><gpu dev="1" sm="90" gcn="910"><xgmi target="a" count="2" tclass="0x038000"/></gpu></pci>
     </cpu></system>)",
-                                     "mi250").value();
+                                     "mi250")
+                           .value();
   EXPECT_EQ(allreduce(of_kind(amd, "xgmi")), 72);
 }
 
 TEST(SmiTable, GivesTheMachine) {
   const Topology topology = read_smi_table(kSmi, "half").value();
   EXPECT_EQ(allreduce(topology), allreduce(without_others(dgx_1v(), {0, 1, 2, 3})) * 20);
-  const Topology pcie = read_smi_table("\tGPU0\tGPU1\tGPU2\nGPU0\tX\tPIX\tSYS\nGPU1\tPIX\tX\tSYS\nGPU2\tSYS\tSYS\tX\n", "pcie").value();
+  const Topology pcie =
+      read_smi_table("\tGPU0\tGPU1\tGPU2\nGPU0\tX\tPIX\tSYS\nGPU1\tPIX\tX\tSYS\nGPU2\tSYS\tSYS\tX\n", "pcie").value();
   EXPECT_EQ(allreduce(pcie), Rational(17, 2));  // 12 a GPU, 10 between the sockets
   EXPECT_EQ(hosts(pcie).size(), 3U);
   std::string dgx_2 = "\t";

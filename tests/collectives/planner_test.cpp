@@ -12,8 +12,9 @@
 namespace coppice::collectives {
 namespace {
 
-constexpr Operation kOperations[] = {Operation::broadcast, Operation::reduce, Operation::allreduce, Operation::allgather,
-                                     Operation::reduce_scatter, Operation::gather, Operation::scatter};
+constexpr Operation kOperations[] = {Operation::broadcast, Operation::reduce,         Operation::allreduce,
+                                     Operation::allgather, Operation::reduce_scatter, Operation::gather,
+                                     Operation::scatter};
 
 PlanRequest request_of(Operation operation, std::optional<int> root = std::nullopt) {
   PlanRequest request;
@@ -222,7 +223,8 @@ TEST(Planner, ProvesWhatASwitchCannotCopy) {
     EXPECT_LE(exactly(topology, Operation::broadcast, 0).rate, optima.broadcast(0, false));
   }
   // One host feeds a switch by 1; it could pass 1 to each of two hosts, but has only one copy.
-  Topology fan{.name = "fan", .unit = "links", .nodes = {{"h0", false}, {"h1", false}, {"h2", false}, {"s", true}}, .links = {}};
+  Topology fan{
+      .name = "fan", .unit = "links", .nodes = {{"h0", false}, {"h1", false}, {"h2", false}, {"s", true}}, .links = {}};
   for (const auto& [from, to] : {std::pair(0, 3), std::pair(3, 1), std::pair(3, 2)}) {
     Link link;
     link.from = from;
@@ -300,7 +302,8 @@ TEST(Planner, NamesEveryFault) {
   EXPECT_EQ(fault(star, request_of(Operation::broadcast, 3)), ErrorCode::bad_root);
   EXPECT_EQ(fault(star, request_of(Operation::reduce, 9)), ErrorCode::bad_root);
   const Topology halves = testing::direct(4, {{0, 1, 1}, {2, 3, 1}});
-  for (const Operation operation : kOperations) EXPECT_EQ(fault(halves, request_of(operation)), ErrorCode::disconnected);
+  for (const Operation operation : kOperations)
+    EXPECT_EQ(fault(halves, request_of(operation)), ErrorCode::disconnected);
   Topology one_way = testing::direct(3, {{0, 1, 1}, {1, 2, 1}});
   for (Link& link : one_way.links) link.duplex = false;
   EXPECT_TRUE(make_plan(one_way, request_of(Operation::broadcast, 0)));
@@ -325,7 +328,8 @@ TEST(Verify, NoticesWhatIsBroken) {
   spoiled(Operation::broadcast, [](Plan& plan) { std::get<Cut>(plan.certificate).nodes = {0}; });
   spoiled(Operation::broadcast, [](Plan& plan) { std::swap(plan.trees[0].edges.front(), plan.trees[0].edges.back()); });
   spoiled(Operation::allreduce, [](Plan& plan) { std::get<Partition>(plan.certificate).parts.pop_back(); });
-  spoiled(Operation::allreduce, [](Plan& plan) { plan.trees.push_back(plan.trees[0]), plan.rate += plan.trees[0].rate; });
+  spoiled(Operation::allreduce,
+          [](Plan& plan) { plan.trees.push_back(plan.trees[0]), plan.rate += plan.trees[0].rate; });
   spoiled(Operation::allgather, [](Plan& plan) { plan.trees.pop_back(); });
   spoiled(Operation::scatter, [](Plan& plan) { plan.trees[0].target.reset(); });
   const Topology switched = builtin_topology("dgx-2").value();
@@ -357,10 +361,10 @@ TEST(ParsePlan, RefusesWhatIsNoPlan) {
 
 TEST(Builtin, AreValidAndOfTheirSizes) {
   const std::vector<std::pair<const char*, std::size_t>> expected = {
-      {"dgx-1p", 8},     {"dgx-1v", 8},      {"dgx-2", 16},      {"dgx-a100", 8},     {"dgx-a100x4", 32},
-      {"h100x2", 16},    {"mi250", 16},      {"mi250x2", 32},    {"two-racks", 8},    {"two-racksx3", 6},
-      {"fat-tree-4", 16}, {"torus-3x4", 12}, {"torus-2x2x2", 8}, {"random-12", 12},   {"random-12-9", 12},
-      {"star-5", 5},     {"ring-6", 6},      {"complete-7", 7}};
+      {"dgx-1p", 8},      {"dgx-1v", 8},     {"dgx-2", 16},      {"dgx-a100", 8},   {"dgx-a100x4", 32},
+      {"h100x2", 16},     {"mi250", 16},     {"mi250x2", 32},    {"two-racks", 8},  {"two-racksx3", 6},
+      {"fat-tree-4", 16}, {"torus-3x4", 12}, {"torus-2x2x2", 8}, {"random-12", 12}, {"random-12-9", 12},
+      {"star-5", 5},      {"ring-6", 6},     {"complete-7", 7}};
   for (const auto& [name, count] : expected) {
     const auto topology = builtin_topology(name);
     ASSERT_TRUE(topology) << name;

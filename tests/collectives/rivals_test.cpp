@@ -62,9 +62,11 @@ TEST(Mwu, ComesNearTheOptimumInWholeTrees) {
 }
 
 TEST(Rivals, NeverExceedTheBound) {
-  for (const char* topology : {"dgx-1p", "dgx-1v", "dgx-2", "dgx-a100x2", "two-racks", "torus-3x3", "random-9", "ring-5"}) {
-    for (const Operation operation : {Operation::broadcast, Operation::reduce, Operation::allreduce, Operation::allgather,
-                                      Operation::reduce_scatter, Operation::gather, Operation::scatter}) {
+  for (const char* topology :
+       {"dgx-1p", "dgx-1v", "dgx-2", "dgx-a100x2", "two-racks", "torus-3x3", "random-9", "ring-5"}) {
+    for (const Operation operation :
+         {Operation::broadcast, Operation::reduce, Operation::allreduce, Operation::allgather,
+          Operation::reduce_scatter, Operation::gather, Operation::scatter}) {
       for (const Planner planner : kRivals) {
         const auto plan = planned(builtin_topology(topology).value(), operation, planner);
         if (plan) {

@@ -1,8 +1,9 @@
+#include "collectives/servers.hpp"
+
 #include <gtest/gtest.h>
 
 #include "collectives/builtin.hpp"
 #include "collectives/planner.hpp"
-#include "collectives/servers.hpp"
 #include "collectives/verify.hpp"
 
 namespace coppice::collectives {

@@ -10,8 +10,9 @@
 namespace coppice::collectives {
 namespace {
 
-constexpr Operation kOperations[] = {Operation::broadcast, Operation::reduce, Operation::allreduce, Operation::allgather,
-                                     Operation::reduce_scatter, Operation::gather, Operation::scatter};
+constexpr Operation kOperations[] = {Operation::broadcast, Operation::reduce,         Operation::allreduce,
+                                     Operation::allgather, Operation::reduce_scatter, Operation::gather,
+                                     Operation::scatter};
 
 Plan planned(const Topology& topology, Operation operation, Planner planner = Planner::exact) {
   PlanRequest request;
@@ -55,7 +56,8 @@ TEST(Simulate, KnowsTheClassicsOnAStar) {
   const Topology star = testing::star(8, 1, "B/s");
   const LinkModel model{.latency_s = 0.125, .unit_bytes_per_s = 1};
   EXPECT_DOUBLE_EQ(simulate(star, classic_allreduce(Classic::ring, star, 64), model), 2 * 7 * (8 + 0.125));
-  EXPECT_DOUBLE_EQ(simulate(star, classic_allreduce(Classic::rabenseifner, star, 64), model), 2 * (32 + 16 + 8 + 3 * 0.125));
+  EXPECT_DOUBLE_EQ(simulate(star, classic_allreduce(Classic::rabenseifner, star, 64), model),
+                   2 * (32 + 16 + 8 + 3 * 0.125));
   EXPECT_DOUBLE_EQ(simulate(star, classic_allreduce(Classic::recursive_doubling, star, 64), model), 3 * (64 + 0.125));
 }
 
@@ -63,7 +65,8 @@ TEST(Schedule, DividesTheBufferWithoutALoss) {
   for (const char* name : {"dgx-1v", "dgx-2", "dgx-a100x2", "torus-3x3"}) {
     const Topology topology = builtin_topology(name).value();
     for (const Operation operation : kOperations) {
-      for (const std::int64_t bytes : {std::int64_t{0}, std::int64_t{1}, std::int64_t{1'000'003}, std::int64_t{1} << 40}) {
+      for (const std::int64_t bytes :
+           {std::int64_t{0}, std::int64_t{1}, std::int64_t{1'000'003}, std::int64_t{1} << 40}) {
         const Plan plan = planned(topology, operation);
         const Schedule times = schedule(plan, {.bytes = bytes, .latency_s = 1e-5, .unit_bytes_per_s = 1e9});
         ASSERT_EQ(times.trees.size(), plan.trees.size());
