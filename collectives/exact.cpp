@@ -54,8 +54,8 @@ void cut_to_grain(std::vector<Tree>& trees, int grain) {
 
 // How many ways to grow are worth trying: planning time is a promise too.
 PackingEffort effort_for(std::size_t hosts, int enough) {
-  if (hosts <= 8) return {.attempts = 64, .enough = enough, .flatten = 24};
-  if (hosts <= 16) return {.attempts = 32, .enough = enough, .flatten = 8};
+  if (hosts <= 8) return {.attempts = 32, .enough = enough, .flatten = 16};
+  if (hosts <= 16) return {.attempts = 16, .enough = enough, .flatten = 8};
   if (hosts <= 32) return {.attempts = 8, .enough = enough, .flatten = 4};
   return {.attempts = hosts <= 64 ? 2 : 1, .enough = enough, .flatten = 1};
 }

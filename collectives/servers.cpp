@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "collectives/exact.hpp"
+#include "collectives/linear_program.hpp"
 #include "collectives/ring.hpp"
 #include "collectives/tree_packing.hpp"
 
@@ -46,17 +47,60 @@ Situation part_situation(const Situation& whole, Network network, std::vector<in
   return part;
 }
 
-// Chains around a ring: every server is an end of as many of them as every other, which spares each the same.
+using Load = std::map<std::pair<int, int>, Rational>;  // by arc
+
+// What the trees put on each arc. both_ways: trees without reduce edges of their own are reduced along backwards.
+Load load_of(const std::vector<Tree>& trees, bool both_ways) {
+  Load load;
+  for (const Tree& tree : trees) {
+    for (const auto* edges : {&tree.edges, &tree.reduce_edges}) {
+      for (const TreeEdge& edge : *edges) {
+        for (std::size_t hop = 1; hop < edge.path.size(); ++hop) {
+          load[{edge.path[hop - 1], edge.path[hop]}] += tree.rate;
+          if (both_ways && tree.reduce_edges.empty()) load[{edge.path[hop], edge.path[hop - 1]}] += tree.rate;
+        }
+      }
+    }
+  }
+  return load;
+}
+
+// A factor for each group of trees, so that together they carry most within the capacities; each group carries as much
+// as every other at the factor 1. Nothing where the linear program was not proven.
+std::optional<std::vector<Rational>> fill(const std::vector<Load>& groups, const Network& network) {
+  Load capacity;
+  for (const Arc& arc : network.arcs) capacity[{arc.from, arc.to}] = network.rate_of(arc.units);
+  std::map<std::pair<int, int>, std::vector<std::pair<int, Rational>>> rows;
+  LinearProgram program;
+  for (const Load& group : groups) {
+    const int column = program.add_column(1);
+    for (const auto& [arc, used] : group) rows[arc].emplace_back(column, used);
+  }
+  for (auto& [arc, row] : rows) program.add_row(std::move(row), capacity[arc]);
+  if (!program.solve()) return std::nullopt;
+  auto exact = program.prove();
+  if (!exact) return std::nullopt;
+  return std::move(exact->x);
+}
+
+// Chains around a ring. Each server is an end of as many of them as every other, which spares each the same; a server
+// with a slow card is spared by more of the chain that it ends.
 std::vector<Tree> chains(const Network& network, const std::vector<int>& hosts) {
   const auto rings = widest_ring(network, hosts);
   if (rings.empty()) return {};
   const auto& edges = rings.front().edges;
   std::vector<Tree> trees;
+  std::vector<Load> loads;
   const std::size_t step = edges.size() % 2 == 0 ? 2 : 1;
   for (std::size_t first = 0; first < edges.size(); first += step) {
     Tree tree{.rate = 1, .root = edges[first].from, .edges = {}};
     for (std::size_t at = 0; at + 1 < edges.size(); ++at) tree.edges.push_back(edges[(first + at) % edges.size()]);
     trees.push_back(from_centre(tree));
+    loads.push_back(load_of({trees.back()}, true));
+  }
+  if (const auto rates = fill(loads, network)) {
+    for (std::size_t at = 0; at < trees.size(); ++at) trees[at].rate = (*rates)[at];
+    std::erase_if(trees, [](const Tree& tree) { return sgn(tree.rate) == 0; });
   }
   return trees;
 }
@@ -77,11 +121,17 @@ class ThreePhases {
     for (const auto& [server, hosts] : servers_) {
       if (!plan_inside(server, hosts)) return {};
     }
+    std::vector<std::vector<Tree>> by_part;
     for (std::size_t part = 0; part < parts; ++part) {
       if (!plan_part(part)) return {};
+      by_part.push_back(std::move(trees_));
+      trees_.clear();
     }
-    scale();
-    return std::move(trees_);
+    // Where every host's part must get the same, one factor serves all.
+    if (from_all) join(by_part);
+    scale(by_part);
+    join(by_part);
+    return by_part.empty() ? std::vector<Tree>{} : std::move(by_part.front());
   }
 
  private:
@@ -197,31 +247,22 @@ class ThreePhases {
     }
   }
 
-  // All rates alike, until the fullest arc is full. An arc that is missing one way lets nothing through.
-  void scale() {
-    std::map<std::pair<int, int>, Rational> load;
-    const auto add = [&](const std::vector<int>& path, const Rational& rate, bool backwards) {
-      for (std::size_t hop = 1; hop < path.size(); ++hop) {
-        load[backwards ? std::pair(path[hop], path[hop - 1]) : std::pair(path[hop - 1], path[hop])] += rate;
-      }
-    };
-    for (const Tree& tree : trees_) {
-      for (const TreeEdge& edge : tree.edges) add(edge.path, tree.rate, false);
-      for (const TreeEdge& edge : tree.reduce_edges) add(edge.path, tree.rate, false);
-      if (situation_.operation != Operation::allreduce || !tree.reduce_edges.empty()) continue;
-      for (const TreeEdge& edge : tree.edges) add(edge.path, tree.rate, true);
+  static void join(std::vector<std::vector<Tree>>& by_part) {
+    for (std::size_t part = 1; part < by_part.size(); ++part) {
+      for (Tree& tree : by_part[part]) by_part.front().push_back(std::move(tree));
     }
-    std::map<std::pair<int, int>, Rational> capacity;
-    for (const Arc& arc : situation_.network.arcs) {
-      capacity[{arc.from, arc.to}] = situation_.network.rate_of(arc.units);
+    by_part.resize(1);
+  }
+
+  // Rates as high as the links allow. An arc that is missing one way lets nothing through.
+  void scale(std::vector<std::vector<Tree>>& by_part) const {
+    std::vector<Load> loads;
+    for (const auto& trees : by_part) loads.push_back(load_of(trees, situation_.operation == Operation::allreduce));
+    const auto factors = fill(loads, situation_.network);
+    for (std::size_t part = 0; part < by_part.size(); ++part) {
+      for (Tree& tree : by_part[part]) tree.rate *= factors ? (*factors)[part] : Rational(0);
+      std::erase_if(by_part[part], [](const Tree& tree) { return sgn(tree.rate) == 0; });
     }
-    std::optional<Rational> factor;
-    for (const auto& [arc, used] : load) {
-      const Rational each = capacity[arc] / used;
-      if (!factor || each < *factor) factor = each;
-    }
-    if (!factor || sgn(*factor) == 0) return trees_.clear();
-    for (Tree& tree : trees_) tree.rate *= *factor;
   }
 
   const Situation& situation_;
