@@ -1,6 +1,9 @@
 #include "gpu/cuda_convolution.hpp"
 
+#include <algorithm>
 #include <array>
+#include <chrono>
+#include <limits>
 #include <span>
 
 namespace coppice::gpu {
@@ -44,7 +47,7 @@ ConvolutionShape convolution(const ConvolutionSpec& spec) {
 
 // Sets algorithm and bytes to the first advice that runs: what is advised is not always what is implemented.
 template <class Advice, class Algorithm, class Size, class Run>
-void choose(Lane& lane, std::span<const Advice> advices, Algorithm& algorithm, std::size_t& bytes, const char* call,
+void take_first(Lane& lane, std::span<const Advice> advices, Algorithm& algorithm, std::size_t& bytes, const char* call,
             const Size& size, const Run& run) {
   std::string refused = std::string(call) + ": no algorithm for this convolution";
   for (const auto& advice : advices) {
@@ -83,7 +86,7 @@ void PlainConvolution::choose_forward(Lane& lane, const void* x, const void* w, 
     return cudnnGetConvolutionForwardWorkspaceSize(lane.cudnn(), x_.get(), w_.get(), shape_.get(), y_.get(), forward_,
                                                    &forward_bytes_);
   };
-  choose(lane, std::span<const cudnnConvolutionFwdAlgoPerf_t>(found.data(), static_cast<std::size_t>(count)), forward_,
+  take_first(lane, std::span<const cudnnConvolutionFwdAlgoPerf_t>(found.data(), static_cast<std::size_t>(count)), forward_,
          forward_bytes_, "cudnnConvolutionForward", size, [&] { forward(lane, x, w, y); });
 }
 
@@ -97,7 +100,7 @@ void PlainConvolution::choose_backward_data(Lane& lane, const void* w, const voi
     return cudnnGetConvolutionBackwardDataWorkspaceSize(lane.cudnn(), w_.get(), y_.get(), shape_.get(), x_.get(), data_,
                                                         &data_bytes_);
   };
-  choose(lane, std::span<const cudnnConvolutionBwdDataAlgoPerf_t>(found.data(), static_cast<std::size_t>(count)), data_,
+  take_first(lane, std::span<const cudnnConvolutionBwdDataAlgoPerf_t>(found.data(), static_cast<std::size_t>(count)), data_,
          data_bytes_, "cudnnConvolutionBackwardData", size, [&] { backward_data(lane, w, dy, dx, false); });
 }
 
@@ -111,7 +114,7 @@ void PlainConvolution::choose_backward_filter(Lane& lane, const void* x, const v
     return cudnnGetConvolutionBackwardFilterWorkspaceSize(lane.cudnn(), x_.get(), y_.get(), shape_.get(), w_.get(),
                                                           filter_, &filter_bytes_);
   };
-  choose(lane, std::span<const cudnnConvolutionBwdFilterAlgoPerf_t>(found.data(), static_cast<std::size_t>(count)),
+  take_first(lane, std::span<const cudnnConvolutionBwdFilterAlgoPerf_t>(found.data(), static_cast<std::size_t>(count)),
          filter_, filter_bytes_, "cudnnConvolutionBackwardFilter", size, [&] { backward_filter(lane, x, dy, dw); });
 }
 
@@ -133,63 +136,19 @@ void PlainConvolution::backward_filter(const Lane& lane, const void* x, const vo
         "cudnnConvolutionBackwardFilter");
 }
 
-FusedConvolution::FusedConvolution(Lane& lane, PlanCache& cache, const ConvolutionSpec& spec,
-                                   const ConvolutionOperands& operands)
-    : spec_(spec), operands_(operands) {
-  way_ = Way::fused;
-  if (planned(lane, cache, Pattern::exact)) return;
-  if (!spec.residual && planned(lane, cache, Pattern::with_scaled)) return;
-  way_ = Way::plan;
-  if (planned(lane, cache, Pattern::alone)) return;
-  way_ = Way::older;
-  try {
-    plain_ = std::make_unique<PlainConvolution>(spec);
-    plain_->choose_forward(lane, operands.x, operands.w, operands.y);
-    return;
-  } catch (const Fault&) {
-    plain_.reset();
-    forget_refusal();
-  }
-  way_ = Way::kernel;
-  run(lane);
-  lane.wait("cudaStreamSynchronize after a convolution");
-}
-
-// Whether a plan of this pattern was found, now or for an equal convolution.
-bool FusedConvolution::planned(Lane& lane, PlanCache& cache, Pattern pattern) {
-  const auto key = std::pair(spec_, pattern);
-  if (const auto known = cache.find(key); known != cache.end()) {
-    plan_ = known->second;
-  } else {
-    plan_ = plan(lane, spec_, pattern, [&](const std::shared_ptr<const ConvolutionPlan>& candidate) {
-      lane.reserve(candidate->workspace());
-      plan_ = candidate;
-      return runs(lane);
-    });
-    cache[key] = plan_;
-  }
-  return plan_ != nullptr;
-}
-
-bool FusedConvolution::runs(const Lane& lane) const {
-  try {
-    run(lane);
-  } catch (const Fault&) {
-    forget_refusal();
-    return false;
-  }
-  lane.wait("cudaStreamSynchronize after a convolution");
-  return true;
-}
-
 void FusedConvolution::run(const Lane& lane) const {
-  if (plan_)
-    check(plan_->run(lane, spec_, operands_), "cudnnBackendExecute");
-  else if (plain_)
-    plain_->forward(lane, operands_.x, operands_.w, operands_.y);
-  else
-    return check(launch(direct(), lane.stream()), "convolution kernel");
-  if (way_ != Way::fused && (spec_.bias || spec_.residual || spec_.bounded()))
+  switch (choice_.way) {
+    case Way::fused:
+    case Way::plan:
+      check(choice_.plan->run(lane, spec_, operands_), "cudnnBackendExecute");
+      break;
+    case Way::older:
+      choice_.plain->forward(lane, operands_.x, operands_.w, operands_.y);
+      break;
+    case Way::kernel:
+      return check(launch(direct(), lane.stream()), "convolution kernel");
+  }
+  if (choice_.way != Way::fused && (spec_.bias || spec_.residual || spec_.bounded()))
     check(launch(after(), lane.stream()), "pointwise kernel");
 }
 
@@ -225,6 +184,102 @@ DirectConvolution FusedConvolution::direct() const {
           s.dilation_h,
           s.dilation_w,
           {s.low, s.high}};
+}
+
+namespace {
+
+// The ways of one convolution, each tried on its operands.
+class Chooser {
+ public:
+  Chooser(Lane& lane, const ConvolutionSpec& spec, const ConvolutionOperands& operands, bool timed)
+      : lane_(lane), spec_(spec), operands_(operands), timed_(timed) {}
+
+  Choice choice() {
+    planned(Way::fused, Pattern::exact);
+    if (!spec_.residual && !enough()) planned(Way::fused, Pattern::with_scaled);
+    if (!enough()) planned(Way::plan, Pattern::alone);
+    if (!enough()) older();
+    // Among those that are timed too: of a few channels it may win.
+    if (!enough()) {
+      take({Way::kernel, nullptr, nullptr});
+      lane_.wait("cudaStreamSynchronize after a convolution");
+    }
+    return best_;
+  }
+
+ private:
+  static constexpr int kTimedPlansMax = 5;  // of each pattern: the heuristics begin with the likely ones
+  static constexpr int kRuns = 20, kReplays = 5;
+
+  bool enough() const { return found_ && !timed_; }
+
+  void planned(Way way, Pattern pattern) {
+    int plans = 0;
+    plan(lane_, spec_, pattern, [&](const std::shared_ptr<const ConvolutionPlan>& candidate) {
+      lane_.reserve(candidate->workspace());
+      return tried({way, candidate, nullptr}) && (!timed_ || ++plans >= kTimedPlansMax);
+    });
+  }
+  void older() {
+    try {
+      const auto plain = std::make_shared<PlainConvolution>(spec_);
+      plain->choose_forward(lane_, operands_.x, operands_.w, operands_.y);
+      tried({Way::older, nullptr, plain});
+    } catch (const Fault&) {
+      forget_refusal();
+    }
+  }
+  // Whether it runs. What fails after it was accepted is the GPU's failure.
+  bool tried(const Choice& choice) {
+    try {
+      FusedConvolution(spec_, operands_, choice).run(lane_);
+    } catch (const Fault&) {
+      forget_refusal();
+      return false;
+    }
+    lane_.wait("cudaStreamSynchronize after a convolution");
+    keep(choice);
+    return true;
+  }
+  void take(const Choice& choice) {
+    FusedConvolution(spec_, operands_, choice).run(lane_);
+    keep(choice);
+  }
+  void keep(const Choice& choice) {
+    const double seconds = timed_ ? timed(choice) : 0;
+    if (found_ && seconds >= seconds_) return;
+    found_ = true;
+    best_ = choice;
+    seconds_ = seconds;
+  }
+  // Many in one graph, as the net will run it: launched one by one, the launches would be what is timed.
+  double timed(const Choice& choice) const {
+    const FusedConvolution convolution(spec_, operands_, choice);
+    const auto graph = captured(lane_, [&] {
+      for (int i = 0; i < kRuns; ++i) convolution.run(lane_);
+    });
+    double least = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < kReplays && graph; ++i) {
+      const auto begin = std::chrono::steady_clock::now();
+      check(cudaGraphLaunch(graph.get(), lane_.stream()), "cudaGraphLaunch");
+      lane_.wait();
+      least = std::min(least, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    }
+    return least;
+  }
+
+  Lane& lane_;
+  const ConvolutionSpec& spec_;
+  const ConvolutionOperands& operands_;
+  bool timed_, found_ = false;
+  Choice best_;
+  double seconds_ = 0;
+};
+
+}  // namespace
+
+Choice choose(Lane& lane, const ConvolutionSpec& spec, const ConvolutionOperands& operands, bool timed) {
+  return Chooser(lane, spec, operands, timed).choice();
 }
 
 }  // namespace coppice::gpu

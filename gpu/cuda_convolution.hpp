@@ -1,7 +1,6 @@
 // gpu/cuda_convolution.hpp: a convolution by cuDNN with what follows it, in the fastest of the ways that run here.
 #pragma once
 
-#include <compare>
 #include <map>
 #include <memory>
 
@@ -37,34 +36,40 @@ class PlainConvolution {
 };
 
 enum class Way : std::uint8_t {
-  fused,     // one plan for all of it
-  plan,      // a plan for the convolution alone, then a kernel of ours
-  older,     // the older call, then a kernel of ours
-  kernel,    // all by a kernel of ours
+  fused,   // one plan for all of it
+  plan,    // a plan for the convolution alone, then a kernel of ours
+  older,   // the older call, then a kernel of ours
+  kernel,  // all by a kernel of ours
 };
 
-// The plans of one net, so that equal convolutions share theirs.
-using PlanCache = std::map<std::pair<ConvolutionSpec, Pattern>, std::shared_ptr<const ConvolutionPlan>>;
+// How convolutions of one spec are run.
+struct Choice {
+  Way way = Way::kernel;
+  std::shared_ptr<const ConvolutionPlan> plan;
+  std::shared_ptr<const PlainConvolution> plain;
+};
 
 // A convolution, its bias, a residual and a bound. Its operands stay where they are.
 class FusedConvolution {
  public:
-  // Tries the ways from the first, on the operands: y is overwritten. Throws Fault where the GPU itself fails.
-  FusedConvolution(Lane& lane, PlanCache& cache, const ConvolutionSpec& spec, const ConvolutionOperands& operands);
+  FusedConvolution(const ConvolutionSpec& spec, const ConvolutionOperands& operands, Choice choice)
+      : spec_(spec), operands_(operands), choice_(std::move(choice)) {}
   void run(const Lane& lane) const;
-  Way way() const { return way_; }
 
  private:
-  bool runs(const Lane& lane) const;
-  bool planned(Lane& lane, PlanCache& cache, Pattern pattern);
   Pointwise after() const;
   DirectConvolution direct() const;
 
   ConvolutionSpec spec_;
   ConvolutionOperands operands_;
-  Way way_ = Way::kernel;
-  std::shared_ptr<const ConvolutionPlan> plan_;
-  std::unique_ptr<PlainConvolution> plain_;
+  Choice choice_;
 };
+
+// The first way that runs on these operands, or, timed, the fastest: y is overwritten. The workspace then suffices for
+// it. Throws Fault where the GPU itself fails.
+Choice choose(Lane& lane, const ConvolutionSpec& spec, const ConvolutionOperands& operands, bool timed);
+
+// Of one net, so that equal convolutions share theirs.
+using Choices = std::map<ConvolutionSpec, Choice>;
 
 }  // namespace coppice::gpu

@@ -20,22 +20,22 @@ class CudaDevice final : public Device {
 
   Expected<std::unique_ptr<CompiledNet>> compile(const Network& given, const CompileOptions& options) override {
     if (const auto sound = infer_shapes(given); !sound) return unexpected(sound.error());
-    return made<CompiledNet>(simplified(given), options.batch, make_cuda_net);
+    return made<CompiledNet>(simplified(given), options, make_cuda_net);
   }
   Expected<std::unique_ptr<TrainableNet>> compile_training(const Network& net,
                                                            const TrainingOptions& options) override {
-    return made<TrainableNet>(net, options.batch, make_cuda_training);
+    return made<TrainableNet>(net, options, make_cuda_training);
   }
 
  private:
-  template <class Net, class Make>
-  Expected<std::unique_ptr<Net>> made(const Network& net, int batch, const Make& make) const {
-    if (batch < 1 || batch > kBatchMax)
-      return unexpected(Error{ErrorCode::shape_mismatch, "a batch of " + std::to_string(batch)});
+  template <class Net, class Options, class Make>
+  Expected<std::unique_ptr<Net>> made(const Network& net, const Options& options, const Make& make) const {
+    if (options.batch < 1 || options.batch > kBatchMax)
+      return unexpected(Error{ErrorCode::shape_mismatch, "a batch of " + std::to_string(options.batch)});
     const auto shapes = infer_shapes(net);
     if (!shapes) return unexpected(shapes.error());
     try {
-      return make(ordinal_, precision_, net, *shapes, batch);
+      return make(ordinal_, precision_, net, *shapes, options);
     } catch (const Fault& fault) {
       return unexpected(Error{fault.code, net.name + ": " + name() + ": " + fault.what()});
     }

@@ -6,7 +6,8 @@ namespace {
 constexpr unsigned kThreads = 256;
 constexpr unsigned kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffU;
-constexpr unsigned kManyTerms = 2'048;  // from here on a block adds up each output, not a warp
+// From so many terms on, an output is added up by a warp, a small block and a large one rather than by one thread.
+constexpr unsigned kFew = 32, kMany = 256, kVeryMany = 8'192;
 
 unsigned blocks(unsigned long long threads) { return static_cast<unsigned>((threads + kThreads - 1) / kThreads); }
 
@@ -56,11 +57,13 @@ __global__ void sum_in_blocks(Job job, unsigned terms) {
 template <class Job>
 cudaError_t launch(const Job& job, cudaStream_t stream) {
   if constexpr (SumsUp<Job>::value) {
-    constexpr unsigned kBlock = 1'024;
+    constexpr unsigned kSmall = 128, kLarge = 1'024;
     const unsigned outputs = job.outputs(), terms = job.terms();
-    if (terms >= kManyTerms)
-      sum_in_blocks<kBlock><<<outputs, kBlock, 0, stream>>>(job, terms);
-    else if (terms >= kWarp)
+    if (terms >= kVeryMany)
+      sum_in_blocks<kLarge><<<outputs, kLarge, 0, stream>>>(job, terms);
+    else if (terms >= kMany)
+      sum_in_blocks<kSmall><<<outputs, kSmall, 0, stream>>>(job, terms);
+    else if (terms >= kFew)
       sum_in_lanes<kWarp><<<blocks(static_cast<unsigned long long>(outputs) * kWarp), kThreads, 0, stream>>>(
           job, outputs, terms);
     else

@@ -262,9 +262,11 @@ class Lowering {
                                 placed.x = reals(binding, from).data;
                                 placed.y = reals(binding, out).data;
                                 if (residual) placed.residual = reals(binding, *residual).data;
-                                const auto ready =
-                                    std::make_shared<FusedConvolution>(binding.lane, binding.plans, spec, placed);
-                                binding.ways.push_back(ready->way());
+                                auto known = binding.choices.find(spec);
+                                if (known == binding.choices.end())
+                                  known = binding.choices.emplace(spec, choose(binding.lane, spec, placed, binding.timed)).first;
+                                binding.ways.push_back(known->second.way);
+                                const auto ready = std::make_shared<FusedConvolution>(spec, placed, known->second);
                                 return [ready, &lane = binding.lane] { ready->run(lane); };
                               }});
     return out;

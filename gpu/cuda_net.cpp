@@ -12,8 +12,10 @@ namespace {
 
 class CudaNet final : public CompiledNet {
  public:
-  CudaNet(int ordinal, Precision precision, const Network& net, const std::vector<Dims>& shapes, int batch)
-      : ordinal_(ordinal), lane_(ordinal), program_(lowered(net, shapes, batch, precision, lane_)) {
+  CudaNet(int ordinal, Precision precision, const Network& net, const std::vector<Dims>& shapes,
+          const CompileOptions& options)
+      : ordinal_(ordinal), lane_(ordinal), program_(lowered(net, shapes, options.batch, precision, lane_)) {
+    binding_.timed = options.timed;
     place();
     for (const auto& step : program_.steps) launches_.push_back(step.bind(binding_));
     pinned_input_ = pinned_memory(input_bytes());
@@ -54,7 +56,7 @@ class CudaNet final : public CompiledNet {
   }
 
   std::string description() const override {
-    const auto count = [&](Way way) { return std::to_string(std::ranges::count(ways_, way)); };
+    const auto count = [&](Way way) { return std::to_string(std::ranges::count(binding_.ways, way)); };
     return "convolutions: " + count(Way::fused) + " fused, " + count(Way::plan) + " by a plan and a kernel, " +
            count(Way::older) + " by the older call and a kernel, " + count(Way::kernel) + " by a kernel; " +
            std::to_string(program_.steps.size()) + " launches " + (graph_ ? "in one graph" : "one by one") + "; arena of " +
@@ -113,9 +115,7 @@ class CudaNet final : public CompiledNet {
   std::vector<DeviceMemory> apart_;
   PinnedMemory pinned_input_, pinned_output_;
   std::size_t arena_bytes_ = 0;
-  PlanCache plans_;
-  std::vector<Way> ways_;
-  Binding binding_{lane_, plans_, {}, ways_};
+  Binding binding_{lane_, false, {}, {}, {}};
   std::vector<Launch> launches_;
   ReadyGraph graph_;  // none where capture was refused: then the steps are launched one by one
 };
@@ -123,8 +123,8 @@ class CudaNet final : public CompiledNet {
 }  // namespace
 
 std::unique_ptr<CompiledNet> make_cuda_net(int ordinal, Precision precision, const Network& net,
-                                           const std::vector<Dims>& shapes, int batch) {
-  return std::make_unique<CudaNet>(ordinal, precision, net, shapes, batch);
+                                           const std::vector<Dims>& shapes, const CompileOptions& options) {
+  return std::make_unique<CudaNet>(ordinal, precision, net, shapes, options);
 }
 
 }  // namespace coppice::gpu

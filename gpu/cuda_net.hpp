@@ -10,6 +10,6 @@ namespace coppice::gpu {
 
 // REQUIRES: shapes are the net's. Throws Fault.
 std::unique_ptr<CompiledNet> make_cuda_net(int ordinal, Precision precision, const Network& net,
-                                           const std::vector<Dims>& shapes, int batch);
+                                           const std::vector<Dims>& shapes, const CompileOptions& options);
 
 }  // namespace coppice::gpu

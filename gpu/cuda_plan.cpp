@@ -265,28 +265,19 @@ cudnnStatus_t ConvolutionPlan::run(const Lane& lane, const ConvolutionSpec& spec
   }
 }
 
-std::shared_ptr<const ConvolutionPlan> plan(
-    const Lane& lane, const ConvolutionSpec& spec, Pattern pattern,
-    const std::function<bool(const std::shared_ptr<const ConvolutionPlan>&)>& runs) {
-  try {
-    for (const auto mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK}) {
+void plan(const Lane& lane, const ConvolutionSpec& spec, Pattern pattern,
+          const std::function<bool(const std::shared_ptr<const ConvolutionPlan>&)>& enough) {
+  for (const auto mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK}) try {
       const auto origin = std::make_shared<Origin>(Origin{OperationGraph(lane.cudnn(), spec, pattern), {}});
-      try {
-        origin->advices = advices(origin->operations.graph(), mode);
-      } catch (const Refusal&) {
-        continue;
-      }
+      origin->advices = advices(origin->operations.graph(), mode);
       for (const auto& advice : origin->advices) try {
-          if (!allowed(advice, spec)) continue;
-          if (auto made = ready(lane.cudnn(), advice, pattern, origin); runs(made)) return made;
+          if (allowed(advice, spec) && enough(ready(lane.cudnn(), advice, pattern, origin))) return;
         } catch (const Refusal&) {
           continue;
         }
+    } catch (const Refusal&) {
+      continue;
     }
-  } catch (const Refusal&) {
-    return nullptr;
-  }
-  return nullptr;
 }
 
 }  // namespace coppice::gpu

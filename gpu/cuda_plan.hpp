@@ -57,10 +57,8 @@ class ConvolutionPlan {
   std::size_t workspace_;
 };
 
-// The first plan that cuDNN advises (heuristics A, then its fallbacks) and that `runs` accepts; none where there is no
-// such plan. Not timed, so that one machine always gives the same numbers.
-std::shared_ptr<const ConvolutionPlan> plan(
-    const Lane& lane, const ConvolutionSpec& spec, Pattern pattern,
-    const std::function<bool(const std::shared_ptr<const ConvolutionPlan>&)>& runs);
+// The plans that cuDNN advises (heuristics A, then its fallbacks), best first, until `enough` says so of one.
+void plan(const Lane& lane, const ConvolutionSpec& spec, Pattern pattern,
+          const std::function<bool(const std::shared_ptr<const ConvolutionPlan>&)>& enough);
 
 }  // namespace coppice::gpu

@@ -14,9 +14,10 @@ namespace coppice::gpu {
 // Where the buffers are, once they are somewhere.
 struct Binding {
   Lane& lane;
-  PlanCache& plans;
+  bool timed = false;         // see CompileOptions
+  Choices choices;            // of each kind of convolution
   std::vector<void*> places;  // of each buffer
-  std::vector<Way>& ways;     // of each convolution, as it turned out
+  std::vector<Way> ways;      // of each convolution, as it turned out
 };
 
 using Launch = std::function<void()>;  // puts work onto the lane's stream; throws Fault

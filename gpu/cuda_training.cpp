@@ -171,8 +171,8 @@ class CudaTraining final : public TrainableNet {
 }  // namespace
 
 std::unique_ptr<TrainableNet> make_cuda_training(int ordinal, Precision precision, const Network& net,
-                                                 const std::vector<Dims>& shapes, int batch) {
-  return std::make_unique<CudaTraining>(ordinal, precision, net, shapes, batch);
+                                                 const std::vector<Dims>& shapes, const TrainingOptions& options) {
+  return std::make_unique<CudaTraining>(ordinal, precision, net, shapes, options.batch);
 }
 
 }  // namespace coppice::gpu

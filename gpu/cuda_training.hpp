@@ -10,6 +10,6 @@ namespace coppice::gpu {
 
 // REQUIRES: shapes are the net's. Throws Fault.
 std::unique_ptr<TrainableNet> make_cuda_training(int ordinal, Precision precision, const Network& net,
-                                                 const std::vector<Dims>& shapes, int batch);
+                                                 const std::vector<Dims>& shapes, const TrainingOptions& options);
 
 }  // namespace coppice::gpu

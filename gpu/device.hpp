@@ -26,6 +26,9 @@ class CompiledNet {
 
 struct CompileOptions {
   int batch = 1;
+  // CUDA: takes the fastest of the ways in which a convolution can be run, rather than the one that cuDNN advises.
+  // Compiling takes seconds, and two compilations may differ in the last bits of their scores.
+  bool timed = false;
 };
 
 class TrainableNet;      // gpu/training.hpp

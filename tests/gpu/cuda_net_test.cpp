@@ -69,6 +69,18 @@ TEST_F(CudaNet, GivesTheSameByEveryWay) {
   EXPECT_NE(described(none, false).find(" 4 by a kernel"), std::string::npos);
 }
 
+TEST_F(CudaNet, TimedGivesTheSame) {
+  for (const auto precision : {Precision::float32, Precision::float16}) {
+    const auto net = operator_nets().front();
+    auto compiled = cuda(precision)->compile(net, {2, true});
+    ASSERT_TRUE(compiled) << compiled.error().what;
+    const auto input = random_input(net, 2, 1);
+    std::vector<float> output(10);
+    ASSERT_TRUE((*compiled)->run(input, output));
+    EXPECT_LE(reference::error(output, reference::forward(net, input)), precision == Precision::float32 ? kExact : kHalf);
+  }
+}
+
 TEST_F(CudaNet, CountsInFloat32UnlessToldOtherwise) {
   const auto net = operator_nets().front();
   ASSERT_TRUE(cuda()->compile(net, {}));
@@ -137,17 +149,20 @@ TEST_F(CudaNet, ValuesShareTheArena) {
 
 // Each failing call either surfaces by its name, or another way is found and gives the right numbers; never a leak.
 TEST_F(CudaNet, SurvivesTheFailureOfAnyCall) {
+  Builder b({2, 3, 3}, 1);
+  b.relu(b.conv3x3(0, 2));
   const auto nets = operator_nets();
-  for (const auto& net : {nets[0], nets[2]})
+  for (const auto& [net, timed] : {std::pair(nets[0], false), std::pair(nets[2], false), std::pair(b.net, true)})
     for (const auto precision : {Precision::float32, Precision::float16})
-      for (std::size_t call = 1;; ++call) {
+      for (std::size_t call = 1;; call += timed ? 17 : 1) {  // timing makes thousands of calls, most of them alike
         fake::reset();
         fake::fail(call);
         const auto input = random_input(net, 2, 1);
         std::string why;
         {
           const std::unique_ptr<Device> device(coppice_cuda_device_v2(0, precision, &why));
-          auto compiled = device ? device->compile(net, {2}) : unexpected(Error{ErrorCode::device_unavailable, why});
+          auto compiled = device ? device->compile(net, {2, timed})
+                                 : unexpected(Error{ErrorCode::device_unavailable, why});
           if (compiled) {
             std::vector<float> output(static_cast<std::size_t>((*compiled)->output_elements()));
             const auto ran = (*compiled)->run(input, output);
