@@ -48,7 +48,7 @@ ConvolutionShape convolution(const ConvolutionSpec& spec) {
 // Sets algorithm and bytes to the first advice that runs: what is advised is not always what is implemented.
 template <class Advice, class Algorithm, class Size, class Run>
 void take_first(Lane& lane, std::span<const Advice> advices, Algorithm& algorithm, std::size_t& bytes, const char* call,
-            const Size& size, const Run& run) {
+                const Size& size, const Run& run) {
   std::string refused = std::string(call) + ": no algorithm for this convolution";
   for (const auto& advice : advices) {
     if (advice.status != CUDNN_STATUS_SUCCESS || advice.determinism != CUDNN_DETERMINISTIC) continue;
@@ -86,8 +86,8 @@ void PlainConvolution::choose_forward(Lane& lane, const void* x, const void* w, 
     return cudnnGetConvolutionForwardWorkspaceSize(lane.cudnn(), x_.get(), w_.get(), shape_.get(), y_.get(), forward_,
                                                    &forward_bytes_);
   };
-  take_first(lane, std::span<const cudnnConvolutionFwdAlgoPerf_t>(found.data(), static_cast<std::size_t>(count)), forward_,
-         forward_bytes_, "cudnnConvolutionForward", size, [&] { forward(lane, x, w, y); });
+  take_first(lane, std::span<const cudnnConvolutionFwdAlgoPerf_t>(found.data(), static_cast<std::size_t>(count)),
+             forward_, forward_bytes_, "cudnnConvolutionForward", size, [&] { forward(lane, x, w, y); });
 }
 
 void PlainConvolution::choose_backward_data(Lane& lane, const void* w, const void* dy, void* dx) {
@@ -100,8 +100,8 @@ void PlainConvolution::choose_backward_data(Lane& lane, const void* w, const voi
     return cudnnGetConvolutionBackwardDataWorkspaceSize(lane.cudnn(), w_.get(), y_.get(), shape_.get(), x_.get(), data_,
                                                         &data_bytes_);
   };
-  take_first(lane, std::span<const cudnnConvolutionBwdDataAlgoPerf_t>(found.data(), static_cast<std::size_t>(count)), data_,
-         data_bytes_, "cudnnConvolutionBackwardData", size, [&] { backward_data(lane, w, dy, dx, false); });
+  take_first(lane, std::span<const cudnnConvolutionBwdDataAlgoPerf_t>(found.data(), static_cast<std::size_t>(count)),
+             data_, data_bytes_, "cudnnConvolutionBackwardData", size, [&] { backward_data(lane, w, dy, dx, false); });
 }
 
 void PlainConvolution::choose_backward_filter(Lane& lane, const void* x, const void* dy, void* dw) {
@@ -115,7 +115,7 @@ void PlainConvolution::choose_backward_filter(Lane& lane, const void* x, const v
                                                           filter_, &filter_bytes_);
   };
   take_first(lane, std::span<const cudnnConvolutionBwdFilterAlgoPerf_t>(found.data(), static_cast<std::size_t>(count)),
-         filter_, filter_bytes_, "cudnnConvolutionBackwardFilter", size, [&] { backward_filter(lane, x, dy, dw); });
+             filter_, filter_bytes_, "cudnnConvolutionBackwardFilter", size, [&] { backward_filter(lane, x, dy, dw); });
 }
 
 void PlainConvolution::forward(const Lane& lane, const void* x, const void* w, void* y) const {

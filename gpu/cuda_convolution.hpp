@@ -10,7 +10,8 @@
 
 namespace coppice::gpu {
 
-// By cuDNN's older calls: float32 or float16, bias and bound not included. For training, and for what its graphs refuse.
+// By cuDNN's older calls: float32 or float16, bias and bound not included. For training, and for what its graphs
+// refuse.
 class PlainConvolution {
  public:
   explicit PlainConvolution(const ConvolutionSpec& spec);

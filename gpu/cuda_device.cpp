@@ -15,7 +15,9 @@ class CudaDevice final : public Device {
   CudaDevice(int ordinal, Precision precision) : ordinal_(ordinal), precision_(precision) {}
   std::string name() const override {
     return "cuda:" + std::to_string(ordinal_) +
-           (precision_ == Precision::tf32 ? ":tf32" : precision_ == Precision::float16 ? ":fp16" : "");
+           (precision_ == Precision::tf32      ? ":tf32"
+            : precision_ == Precision::float16 ? ":fp16"
+                                               : "");
   }
 
   Expected<std::unique_ptr<CompiledNet>> compile(const Network& given, const CompileOptions& options) override {

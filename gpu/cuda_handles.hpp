@@ -101,8 +101,8 @@ ReadyGraph captured(const Lane& lane, const Enqueue& enqueue) {
     const Graph graph(made);
     cudaGraphExec_t ready = nullptr;
     if (whole && cudaGraphInstantiateWithFlags(&ready, made, 0) == cudaSuccess) out.reset(ready);
-    if (out && (cudaGraphLaunch(ready, lane.stream()) != cudaSuccess ||
-                cudaStreamSynchronize(lane.stream()) != cudaSuccess))
+    if (out &&
+        (cudaGraphLaunch(ready, lane.stream()) != cudaSuccess || cudaStreamSynchronize(lane.stream()) != cudaSuccess))
       out.reset();
   }
   forget_refusal();

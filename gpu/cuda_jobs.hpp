@@ -2,8 +2,8 @@
 // same lines where there is no GPU. gpu/cuda_kernels.cu puts them on the GPU.
 //
 // A job says what is done for each of so many numbers (size, operator()), or for each of so many outputs that are sums
-// or maxima over many terms (outputs, terms, start, take, merge, finish). Plain C++17, since nvcc compiles it too. Counts fit an int: the
-// nets see to it. Arithmetic is float32, whatever numbers are kept in.
+// or maxima over many terms (outputs, terms, start, take, merge, finish). Plain C++17, since nvcc compiles it too.
+// Counts fit an int: the nets see to it. Arithmetic is float32, whatever numbers are kept in.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -93,8 +93,8 @@ struct Pointwise {
 
 constexpr int kAxesMax = 9;  // eight of an item, and the batch
 
-// A block of numbers from one place to another, each at steps of its own along every axis: slices, joins, transpositions,
-// shuffles, other layouts, other precisions, and the gradients of all of these.
+// A block of numbers from one place to another, each at steps of its own along every axis: slices, joins,
+// transpositions, shuffles, other layouts, other precisions, and the gradients of all of these.
 struct Strided {
   Reals in, out;
   int count, axes;
@@ -189,8 +189,8 @@ struct PoolGradient {
     const auto& w = window;
     const int down = at.y + w.pad_top, right = at.x + w.pad_left;
     float sum = 0;
-    for (int y = first(down, w.kernel_h, w.stride_h, w.dilation_h);
-         y < gradient_out.height && y * w.stride_h <= down; ++y) {
+    for (int y = first(down, w.kernel_h, w.stride_h, w.dilation_h); y < gradient_out.height && y * w.stride_h <= down;
+         ++y) {
       if ((down - y * w.stride_h) % w.dilation_h != 0) continue;
       for (int x = first(right, w.kernel_w, w.stride_w, w.dilation_w);
            x < gradient_out.width && x * w.stride_w <= right; ++x) {
@@ -222,8 +222,8 @@ struct ClampGradient {
 
 // What a batch norm in training keeps between its kernels, [channels] each.
 struct NormState {
-  float *mean, *inverse;          // of this batch, or the running ones: 1 / sqrt(variance + epsilon)
-  float *sum, *product;           // of the output's gradients, and of these times the normalised input
+  float *mean, *inverse;  // of this batch, or the running ones: 1 / sqrt(variance + epsilon)
+  float *sum, *product;   // of the output's gradients, and of these times the normalised input
   float *running_mean, *running_variance;
   const float *scale, *shift;
   int batch, channels, inner;

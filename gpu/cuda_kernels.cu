@@ -64,8 +64,8 @@ cudaError_t launch(const Job& job, cudaStream_t stream) {
     else if (terms >= kMany)
       sum_in_blocks<kSmall><<<outputs, kSmall, 0, stream>>>(job, terms);
     else if (terms >= kFew)
-      sum_in_lanes<kWarp><<<blocks(static_cast<unsigned long long>(outputs) * kWarp), kThreads, 0, stream>>>(
-          job, outputs, terms);
+      sum_in_lanes<kWarp>
+          <<<blocks(static_cast<unsigned long long>(outputs) * kWarp), kThreads, 0, stream>>>(job, outputs, terms);
     else
       sum_in_lanes<1><<<blocks(outputs), kThreads, 0, stream>>>(job, outputs, terms);
   } else {

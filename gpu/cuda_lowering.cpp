@@ -1,8 +1,8 @@
 // From a net to a program: which kernels, on which buffers, in which layout.
 //
 // Where tensor cores may be used, images lie channels last, as cuDNN's engines for these want them; float32 keeps NCHW.
-// A flattened or reshaped image stays as it lies until somebody needs it otherwise: a dense layer then takes its weights
-// in the image's order instead.
+// A flattened or reshaped image stays as it lies until somebody needs it otherwise: a dense layer then takes its
+// weights in the image's order instead.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -87,7 +87,9 @@ class Lowering {
     return {1, value.dims[2] * value.dims[0], value.dims[0]};
   }
   // The value with steps along its own axes.
-  Value addressable(const Value& value) { return value.image.empty() || value.image == value.dims ? value : plain(value); }
+  Value addressable(const Value& value) {
+    return value.image.empty() || value.image == value.dims ? value : plain(value);
+  }
   Value plain(const Value& value) {
     if (value.image.empty()) return value;
     const Value as_image{value.buffer, value.image, value.image, value.half};
@@ -153,10 +155,14 @@ class Lowering {
     if (other) reads.push_back(other->buffer);
     add(reads, to.buffer, "pointwise kernel", [=, numbers = count(to.dims)](const Binding& binding) {
       const Reals none{nullptr, false};
-      return Pointwise{reals(binding, from), second.buffer < 0 ? none : reals(binding, second),
-                       reals(binding, to),   scale,
-                       shift,                numbers,
-                       channels,             inner,
+      return Pointwise{reals(binding, from),
+                       second.buffer < 0 ? none : reals(binding, second),
+                       reals(binding, to),
+                       scale,
+                       shift,
+                       numbers,
+                       channels,
+                       inner,
                        bounds};
     });
   }
@@ -244,11 +250,29 @@ class Lowering {
                     const std::vector<float>& weight, const std::optional<Value>& residual) {
     const Bounds bounds = following_bounds();
     const Value out = fresh(dims);
-    const ConvolutionSpec spec{batch_, narrow(from.dims[0]), narrow(from.dims[1]), narrow(from.dims[2]), narrow(dims[0]),
-                               narrow(dims[1]), narrow(dims[2]), narrow(c.groups), narrow(w.kernel_h),
-                               narrow(w.kernel_w), narrow(w.stride_h), narrow(w.stride_w), narrow(w.pad_top),
-                               narrow(w.pad_left), narrow(w.dilation_h), narrow(w.dilation_w), half(), channels_last(),
-                               channels_last(), !c.bias.empty(), residual.has_value(), bounds.low, bounds.high};
+    const ConvolutionSpec spec{batch_,
+                               narrow(from.dims[0]),
+                               narrow(from.dims[1]),
+                               narrow(from.dims[2]),
+                               narrow(dims[0]),
+                               narrow(dims[1]),
+                               narrow(dims[2]),
+                               narrow(c.groups),
+                               narrow(w.kernel_h),
+                               narrow(w.kernel_w),
+                               narrow(w.stride_h),
+                               narrow(w.stride_w),
+                               narrow(w.pad_top),
+                               narrow(w.pad_left),
+                               narrow(w.dilation_h),
+                               narrow(w.dilation_w),
+                               half(),
+                               channels_last(),
+                               channels_last(),
+                               !c.bias.empty(),
+                               residual.has_value(),
+                               bounds.low,
+                               bounds.high};
     ConvolutionOperands operands;
     operands.w = numbers(weight);
     if (spec.bias) {
@@ -257,18 +281,19 @@ class Lowering {
     }
     std::vector<int> reads{from.buffer};
     if (residual) reads.push_back(residual->buffer);
-    program_.steps.push_back({reads, out.buffer, [=](Binding& binding) -> Launch {
-                                auto placed = operands;
-                                placed.x = reals(binding, from).data;
-                                placed.y = reals(binding, out).data;
-                                if (residual) placed.residual = reals(binding, *residual).data;
-                                auto known = binding.choices.find(spec);
-                                if (known == binding.choices.end())
-                                  known = binding.choices.emplace(spec, choose(binding.lane, spec, placed, binding.timed)).first;
-                                binding.ways.push_back(known->second.way);
-                                const auto ready = std::make_shared<FusedConvolution>(spec, placed, known->second);
-                                return [ready, &lane = binding.lane] { ready->run(lane); };
-                              }});
+    program_.steps.push_back(
+        {reads, out.buffer, [=](Binding& binding) -> Launch {
+           auto placed = operands;
+           placed.x = reals(binding, from).data;
+           placed.y = reals(binding, out).data;
+           if (residual) placed.residual = reals(binding, *residual).data;
+           auto known = binding.choices.find(spec);
+           if (known == binding.choices.end())
+             known = binding.choices.emplace(spec, choose(binding.lane, spec, placed, binding.timed)).first;
+           binding.ways.push_back(known->second.way);
+           const auto ready = std::make_shared<FusedConvolution>(spec, placed, known->second);
+           return [ready, &lane = binding.lane] { ready->run(lane); };
+         }});
     return out;
   }
   Value lower(const Dense& d) {
@@ -297,9 +322,10 @@ class Lowering {
     // The kernel adds these up.
     narrow(from.dims[1] + w.pad_top + w.pad_bottom);
     narrow(from.dims[2] + w.pad_left + w.pad_right);
-    const PoolWindow window{narrow(w.kernel_h), narrow(w.kernel_w),   narrow(w.stride_h),   narrow(w.stride_w),
-                            narrow(w.pad_top),  narrow(w.pad_left),   narrow(w.dilation_h), narrow(w.dilation_w),
-                            average,            count_padding};
+    const PoolWindow window{narrow(w.kernel_h),   narrow(w.kernel_w),   narrow(w.stride_h),
+                            narrow(w.stride_w),   narrow(w.pad_top),    narrow(w.pad_left),
+                            narrow(w.dilation_h), narrow(w.dilation_w), average,
+                            count_padding};
     add({from.buffer}, out.buffer, "pool kernel", [from, out, window, batch = batch_](const Binding& binding) {
       return Pool{image_of(binding, from, batch), image_of(binding, out, batch), window};
     });

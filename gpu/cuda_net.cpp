@@ -59,8 +59,8 @@ class CudaNet final : public CompiledNet {
     const auto count = [&](Way way) { return std::to_string(std::ranges::count(binding_.ways, way)); };
     return "convolutions: " + count(Way::fused) + " fused, " + count(Way::plan) + " by a plan and a kernel, " +
            count(Way::older) + " by the older call and a kernel, " + count(Way::kernel) + " by a kernel; " +
-           std::to_string(program_.steps.size()) + " launches " + (graph_ ? "in one graph" : "one by one") + "; arena of " +
-           std::to_string(arena_bytes_) + " bytes";
+           std::to_string(program_.steps.size()) + " launches " + (graph_ ? "in one graph" : "one by one") +
+           "; arena of " + std::to_string(arena_bytes_) + " bytes";
   }
 
  private:

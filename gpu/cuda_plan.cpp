@@ -26,7 +26,8 @@ class Part {
     accept(cudnnBackendCreateDescriptor(type, &made));
     part_.reset(made);
   }
-  Part& set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, std::int64_t count, const void* values) {
+  Part& set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, std::int64_t count,
+            const void* values) {
     accept(cudnnBackendSetAttribute(part_.get(), name, type, count, values));
     return *this;
   }

@@ -24,7 +24,7 @@ using Launch = std::function<void()>;  // puts work onto the lane's stream; thro
 
 struct Buffer {
   std::size_t bytes = 0;
-  bool apart = false;       // not in the arena: its numbers are of another kind than the rest
+  bool apart = false;        // not in the arena: its numbers are of another kind than the rest
   void* constant = nullptr;  // where it is already somewhere
 };
 

@@ -28,10 +28,17 @@ std::vector<Axis> reversed(std::vector<Axis> axes) {
 // Writes a node's steps; node by node forward, then node by node backward, since what comes first decides what adds.
 class TapeWriter {
  public:
-  TapeWriter(Tape& tape, const Network& net, const std::vector<Dims>& shapes, int batch, Precision precision, Lane& lane,
-             const Parameters& parameters)
-      : tape_(tape), net_(net), shapes_(shapes), batch_(batch), precision_(precision), lane_(lane),
-        parameters_(parameters), convolutions_(net.nodes.size()), norms_(net.nodes.size()) {}
+  TapeWriter(Tape& tape, const Network& net, const std::vector<Dims>& shapes, int batch, Precision precision,
+             Lane& lane, const Parameters& parameters)
+      : tape_(tape),
+        net_(net),
+        shapes_(shapes),
+        batch_(batch),
+        precision_(precision),
+        lane_(lane),
+        parameters_(parameters),
+        convolutions_(net.nodes.size()),
+        norms_(net.nodes.size()) {}
 
   void write() {
     place();
@@ -45,7 +52,7 @@ class TapeWriter {
   // A convolution, on zeros put around its input where it is padded more on one side than on the other.
   struct Convolving {
     std::shared_ptr<PlainConvolution> run;
-    Dims from;                                     // of what it reads: padded or not
+    Dims from;  // of what it reads: padded or not
     float *padded = nullptr, *padded_gradient = nullptr;
     std::vector<Axis> into_padded;
     std::int64_t padded_begin = 0;
@@ -175,17 +182,28 @@ class TapeWriter {
   }
   void convolve(Convolving& made, std::int64_t outputs, std::int64_t groups, const Window& w, const Dims& out,
                 bool no_bias) {
-    ConvolutionSpec spec{batch_, narrow(made.from[0]), narrow(made.from[1]), narrow(made.from[2]), narrow(outputs),
-                         narrow(out[1]), narrow(out[2]), narrow(groups), narrow(w.kernel_h), narrow(w.kernel_w),
-                         narrow(w.stride_h), narrow(w.stride_w), narrow(w.pad_top), narrow(w.pad_left),
-                         narrow(w.dilation_h), narrow(w.dilation_w)};
+    ConvolutionSpec spec{batch_,
+                         narrow(made.from[0]),
+                         narrow(made.from[1]),
+                         narrow(made.from[2]),
+                         narrow(outputs),
+                         narrow(out[1]),
+                         narrow(out[2]),
+                         narrow(groups),
+                         narrow(w.kernel_h),
+                         narrow(w.kernel_w),
+                         narrow(w.stride_h),
+                         narrow(w.stride_w),
+                         narrow(w.pad_top),
+                         narrow(w.pad_left),
+                         narrow(w.dilation_h),
+                         narrow(w.dilation_w)};
     spec.tensor_cores = precision_ != Precision::float32;
     made.run = std::make_shared<PlainConvolution>(spec);
     const float* from = made.padded ? made.padded : x();
     made.run->choose_forward(lane_, from, weight(0), y());
-    tape_.forward_.push_back([run = made.run, &lane = lane_, from, w_ = weight(0), to = y()](Mode) {
-      run->forward(lane, from, w_, to);
-    });
+    tape_.forward_.push_back(
+        [run = made.run, &lane = lane_, from, w_ = weight(0), to = y()](Mode) { run->forward(lane, from, w_, to); });
     if (!no_bias)
       go(Pointwise{reals(y()), kNone, reals(y()), nullptr, weight(1), tape_.count(output()), spec.out_channels,
                    spec.out_h * spec.out_w, kUnbounded},
@@ -249,12 +267,12 @@ class TapeWriter {
   // ---- pools and bounds ----
 
   static PoolWindow pool_window(const Window& w, bool average, bool count_padding) {
-    return {narrow(w.kernel_h), narrow(w.kernel_w),   narrow(w.stride_h),   narrow(w.stride_w), narrow(w.pad_top),
-            narrow(w.pad_left), narrow(w.dilation_h), narrow(w.dilation_w), average,            count_padding};
+    return {narrow(w.kernel_h),   narrow(w.kernel_w),   narrow(w.stride_h),
+            narrow(w.stride_w),   narrow(w.pad_top),    narrow(w.pad_left),
+            narrow(w.dilation_h), narrow(w.dilation_w), average,
+            count_padding};
   }
-  PoolWindow whole() const {
-    return pool_window({dims(input())[1], dims(input())[2], 1, 1, 0, 0, 0, 0}, true, false);
-  }
+  PoolWindow whole() const { return pool_window({dims(input())[1], dims(input())[2], 1, 1, 0, 0, 0, 0}, true, false); }
   void pool(const PoolWindow& window) {
     go(Pool{image(x(), dims(input())), image(y(), dims(output())), window}, "pool kernel");
   }
@@ -286,9 +304,9 @@ class TapeWriter {
 
   void forward(const Add&) {
     if (dims(input(0)) == dims(input(1)))
-      return go(Pointwise{reals(x(0)), reals(x(1)), reals(y()), nullptr, nullptr, tape_.count(output()), 1, 1,
-                          kUnbounded},
-                "pointwise kernel");
+      return go(
+          Pointwise{reals(x(0)), reals(x(1)), reals(y()), nullptr, nullptr, tape_.count(output()), 1, 1, kUnbounded},
+          "pointwise kernel");
     const auto& out = dims(output());
     for (const std::size_t i : {0U, 1U}) {
       const auto& part = dims(input(i));
@@ -353,7 +371,8 @@ class TapeWriter {
   }
   Move slice(const Slice& s) const {
     const auto &in = dims(input()), &out = dims(output());
-    return {axes(out, in, steps_of(in), out, steps_of(out)), s.begin * steps_of(in)[static_cast<std::size_t>(s.axis)], 0};
+    return {axes(out, in, steps_of(in), out, steps_of(out)), s.begin * steps_of(in)[static_cast<std::size_t>(s.axis)],
+            0};
   }
   void forward(const Slice& s) { move(slice(s)); }
   void backward(const Slice& s) {

@@ -92,9 +92,7 @@ void reset() {
 }
 
 const std::vector<std::string>& calls() { return state().calls; }
-std::size_t count(const std::string& call) {
-  return static_cast<std::size_t>(std::ranges::count(state().calls, call));
-}
+std::size_t count(const std::string& call) { return static_cast<std::size_t>(std::ranges::count(state().calls, call)); }
 std::size_t lent() { return state().lent.size(); }
 void fail(std::size_t call) { state().fail = call; }
 const std::string& failed() { return state().failed; }
@@ -148,10 +146,10 @@ void run(const Job& job) {
 
 template <class Job>
 const char* name_of();
-#define COPPICE_NAME(Job) \
-  template <>             \
+#define COPPICE_NAME(Job)      \
+  template <>                  \
   const char* name_of<Job>() { \
-    return #Job;          \
+    return #Job;               \
   }
 COPPICE_EACH_JOB(COPPICE_NAME)
 
@@ -186,7 +184,9 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return "made to fail"; }
 cudaError_t cudaMalloc(void** place, std::size_t bytes) { return lend_memory(place, bytes, "cudaMalloc"); }
 cudaError_t cudaFree(void* place) { return free_memory(place); }
-cudaError_t cudaHostAlloc(void** place, std::size_t bytes, unsigned) { return lend_memory(place, bytes, "cudaHostAlloc"); }
+cudaError_t cudaHostAlloc(void** place, std::size_t bytes, unsigned) {
+  return lend_memory(place, bytes, "cudaHostAlloc");
+}
 cudaError_t cudaFreeHost(void* place) { return free_memory(place); }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
   if (fails("cudaMemcpyAsync")) return cudaErrorUnknown;

@@ -1,6 +1,6 @@
-// CUDA's runtime and cuDNN as far as gpu/cuda_*.cpp calls them, on the CPU, linked in place of the real ones: kernels are
-// the same lines of code, convolutions are their definitions. Work waits on its stream until somebody waits for it, so
-// that what is read too early is wrong; whatever is lent is counted until it is given back.
+// CUDA's runtime and cuDNN as far as gpu/cuda_*.cpp calls them, on the CPU, linked in place of the real ones: kernels
+// are the same lines of code, convolutions are their definitions. Work waits on its stream until somebody waits for it,
+// so that what is read too early is wrong; whatever is lent is counted until it is given back.
 #pragma once
 
 #include <cstddef>
@@ -16,9 +16,9 @@ void reset();  // forgets calls, failures and refusals
 
 const std::vector<std::string>& calls();  // by name, in order: of functions that can fail; kernels by their jobs' names
 std::size_t count(const std::string& call);
-std::size_t lent();                 // memory and handles that have not been given back
-void fail(std::size_t call);        // this one, counted from 1 since reset; 0: none
-const std::string& failed();        // its name, once it has failed
+std::size_t lent();                    // memory and handles that have not been given back
+void fail(std::size_t call);           // this one, counted from 1 since reset; 0: none
+const std::string& failed();           // its name, once it has failed
 void refuse(const std::string& call);  // all calls of this name fail from now on
 void engines(Engines which);
 

@@ -98,8 +98,10 @@ void spoil(void* workspace, std::size_t bytes) {
 
 void convolve(const Tensor& x, const Tensor& w, const Tensor& y, const Shape& s) {
   accumulate(y, 0, [&](const auto& add) {
-    each_product(x.view, w.view, y.view, s, [&](auto n, auto o, auto r, auto q, auto i, auto ky, auto kx, auto c, auto v,
-                                                auto u) { add(n, o, r, q, x.get(n, c, v, u) * w.get(o, i, ky, kx)); });
+    each_product(x.view, w.view, y.view, s,
+                 [&](auto n, auto o, auto r, auto q, auto i, auto ky, auto kx, auto c, auto v, auto u) {
+                   add(n, o, r, q, x.get(n, c, v, u) * w.get(o, i, ky, kx));
+                 });
   });
 }
 
@@ -116,9 +118,7 @@ cudnnStatus_t take_back(T* what) {
   delete what;
   return CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t answer(const char* call) {
-  return fails(call) ? CUDNN_STATUS_EXECUTION_FAILED : CUDNN_STATUS_SUCCESS;
-}
+cudnnStatus_t answer(const char* call) { return fails(call) ? CUDNN_STATUS_EXECUTION_FAILED : CUDNN_STATUS_SUCCESS; }
 
 // Advices as they come: one that is no advice, one that is not to be taken, and one that is good.
 template <class Advice, class Algorithm>
@@ -211,8 +211,7 @@ cudnnStatus_t cudnnGetConvolutionBackwardDataAlgorithm_v7(cudnnHandle_t, cudnnFi
                                                           cudnnTensorDescriptor_t, cudnnConvolutionDescriptor_t,
                                                           cudnnTensorDescriptor_t, int room, int* count,
                                                           cudnnConvolutionBwdDataAlgoPerf_t* advices) {
-  return advise("cudnnGetConvolutionBackwardDataAlgorithm_v7", room, count, advices,
-                CUDNN_CONVOLUTION_BWD_DATA_ALGO_1);
+  return advise("cudnnGetConvolutionBackwardDataAlgorithm_v7", room, count, advices, CUDNN_CONVOLUTION_BWD_DATA_ALGO_1);
 }
 cudnnStatus_t cudnnGetConvolutionBackwardFilterAlgorithm_v7(cudnnHandle_t, cudnnTensorDescriptor_t,
                                                             cudnnTensorDescriptor_t, cudnnConvolutionDescriptor_t,
@@ -259,8 +258,7 @@ cudnnStatus_t cudnnConvolutionBackwardData(cudnnHandle_t handle, const void*, cu
   if (fails("cudnnConvolutionBackwardData") || algorithm != CUDNN_CONVOLUTION_BWD_DATA_ALGO_1)
     return CUDNN_STATUS_NOT_SUPPORTED;
   enqueue(handle->stream, [=, by = Tensor{w->view, w_data}, from = Tensor{dy->view, dy_data},
-                           to = Tensor{dx->view, dx_data}, s = shape->shape,
-                           keep = *static_cast<const float*>(beta)] {
+                           to = Tensor{dx->view, dx_data}, s = shape->shape, keep = *static_cast<const float*>(beta)] {
     spoil(space, bytes);
     accumulate(to, keep, [&](const auto& add) {
       each_product(to.view, by.view, from.view, s,
@@ -279,8 +277,7 @@ cudnnStatus_t cudnnConvolutionBackwardFilter(cudnnHandle_t handle, const void*, 
   if (fails("cudnnConvolutionBackwardFilter") || algorithm != CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1)
     return CUDNN_STATUS_NOT_SUPPORTED;
   enqueue(handle->stream, [=, of = Tensor{x->view, x_data}, from = Tensor{dy->view, dy_data},
-                           to = Tensor{dw->view, dw_data}, s = shape->shape,
-                           keep = *static_cast<const float*>(beta)] {
+                           to = Tensor{dw->view, dw_data}, s = shape->shape, keep = *static_cast<const float*>(beta)] {
     spoil(space, bytes);
     accumulate(to, keep, [&](const auto& add) {
       each_product(of.view, to.view, from.view, s,
@@ -359,8 +356,7 @@ bool supported(const Descriptor& graph) {
   for (const auto* each : all) {
     if (each->type != CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR || !each->has(CUDNN_ATTR_OPERATION_POINTWISE_BDESC))
       continue;
-    const auto dims =
-        each->part(CUDNN_ATTR_OPERATION_POINTWISE_BDESC).all<std::int64_t>(CUDNN_ATTR_TENSOR_DIMENSIONS);
+    const auto dims = each->part(CUDNN_ATTR_OPERATION_POINTWISE_BDESC).all<std::int64_t>(CUDNN_ATTR_TENSOR_DIMENSIONS);
     residual = residual || dims[0] * dims[2] * dims[3] > 1;
   }
   switch (engines_now) {
@@ -427,9 +423,8 @@ void run_pointwise(const Descriptor& operation, Places& place) {
   const bool sum = kind.get<cudnnPointwiseMode_t>(CUDNN_ATTR_POINTWISE_MODE) == CUDNN_POINTWISE_ADD;
   const auto b = sum ? place(operation.part(CUDNN_ATTR_OPERATION_POINTWISE_BDESC)) : Tensor{};
   const auto factor = sum ? operation.get<float>(CUDNN_ATTR_OPERATION_POINTWISE_ALPHA2) : 0.0F;
-  const double low = kind.has(CUDNN_ATTR_POINTWISE_RELU_LOWER_CLIP)
-                         ? kind.get<double>(CUDNN_ATTR_POINTWISE_RELU_LOWER_CLIP)
-                         : 0.0;
+  const double low =
+      kind.has(CUDNN_ATTR_POINTWISE_RELU_LOWER_CLIP) ? kind.get<double>(CUDNN_ATTR_POINTWISE_RELU_LOWER_CLIP) : 0.0;
   const double high = kind.has(CUDNN_ATTR_POINTWISE_RELU_UPPER_CLIP)
                           ? kind.get<double>(CUDNN_ATTR_POINTWISE_RELU_UPPER_CLIP)
                           : std::numeric_limits<double>::infinity();
@@ -489,7 +484,8 @@ cudnnStatus_t cudnnBackendSetAttribute(cudnnBackendDescriptor_t handle, cudnnBac
 cudnnStatus_t cudnnBackendFinalize(cudnnBackendDescriptor_t handle) {
   if (fails("cudnnBackendFinalize")) return CUDNN_STATUS_BAD_PARAM;
   auto* made = descriptor(handle);
-  if (made->type == CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR && !supported(made->part(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH)))
+  if (made->type == CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR &&
+      !supported(made->part(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH)))
     return CUDNN_STATUS_NOT_SUPPORTED;
   made->finished = true;
   return CUDNN_STATUS_SUCCESS;

@@ -77,7 +77,8 @@ TEST_F(CudaNet, TimedGivesTheSame) {
     const auto input = random_input(net, 2, 1);
     std::vector<float> output(10);
     ASSERT_TRUE((*compiled)->run(input, output));
-    EXPECT_LE(reference::error(output, reference::forward(net, input)), precision == Precision::float32 ? kExact : kHalf);
+    EXPECT_LE(reference::error(output, reference::forward(net, input)),
+              precision == Precision::float32 ? kExact : kHalf);
   }
 }
 
@@ -96,8 +97,8 @@ TEST_F(CudaNet, FusesAndKeepsTheOrder) {
   v = b.push(MaxPool{{2, 2, 2, 2, 0, 0, 0, 0}}, {v});
   b.dense(b.flatten(v), 3);
   ASSERT_TRUE(cuda()->compile(b.net, {}));
-  const std::vector<std::string> wanted{"cudnnBackendExecute", "cudnnBackendExecute", "Pool", "RowProducts",
-                                        "cudaMemcpyAsync", "cudaStreamEndCapture"};
+  const std::vector<std::string> wanted{"cudnnBackendExecute", "cudnnBackendExecute", "Pool",
+                                        "RowProducts",         "cudaMemcpyAsync",     "cudaStreamEndCapture"};
   std::vector<std::string> had;  // of the capture: what runs each time
   const auto begin = std::ranges::find(fake::calls(), "cudaStreamBeginCapture");
   for (auto call = begin; call != fake::calls().end() && had.size() < wanted.size(); ++call)
@@ -120,8 +121,8 @@ TEST_F(CudaNet, IsCapturedOnceAndOnlyReplayed) {
 }
 
 TEST_F(CudaNet, RunsStepByStepWhereCaptureIsRefused) {
-  for (const auto* call : {"cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiateWithFlags",
-                           "cudaGraphLaunch"}) {
+  for (const auto* call :
+       {"cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiateWithFlags", "cudaGraphLaunch"}) {
     fake::reset();
     fake::refuse(call);
     expect_as_reference(*cuda(), operator_nets().front(), 2, kExact);
@@ -161,8 +162,8 @@ TEST_F(CudaNet, SurvivesTheFailureOfAnyCall) {
         std::string why;
         {
           const std::unique_ptr<Device> device(coppice_cuda_device_v2(0, precision, &why));
-          auto compiled = device ? device->compile(net, {2, timed})
-                                 : unexpected(Error{ErrorCode::device_unavailable, why});
+          auto compiled =
+              device ? device->compile(net, {2, timed}) : unexpected(Error{ErrorCode::device_unavailable, why});
           if (compiled) {
             std::vector<float> output(static_cast<std::size_t>((*compiled)->output_elements()));
             const auto ran = (*compiled)->run(input, output);
@@ -207,6 +208,14 @@ TEST_F(CudaNet, RefusesWrongSizes) {
   EXPECT_EQ(ran.error().code, ErrorCode::shape_mismatch);
   EXPECT_FALSE(cuda()->compile(operator_nets().front(), {0}));
   EXPECT_FALSE(cuda()->compile(operator_nets().front(), {1 << 20}));
+}
+
+TEST_F(CudaNet, HasThreePrecisions) {
+  for (const auto* spec : {"cuda:0:", "cuda:0:bf16", "cuda:0:fp16:tf32", "cuda::tf32", "cuda:tf32"})
+    EXPECT_NE(make_device(spec, {}).error().what.find("expected cpu or cuda:N"), std::string::npos) << spec;
+  // No machine has so many: the name is understood, the GPU is not there.
+  for (const auto* spec : {"cuda:97", "cuda:97:tf32", "cuda:97:fp16"})
+    EXPECT_EQ(make_device(spec, {}).error().what.find("expected"), std::string::npos) << spec;
 }
 
 TEST_F(CudaNet, SaysWhichGpusThereAre) {

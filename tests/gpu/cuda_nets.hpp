@@ -56,7 +56,7 @@ inline std::vector<Network> operator_nets() {
     v = b.add(v, constant);
     const int whole = b.push(Constant{{6, 4, 5}, b.sample.floats(120)}, {});
     v = b.add(whole, v);
-    v = b.push(Transpose{{2, 0, 1}}, {v});        // 5x6x4
+    v = b.push(Transpose{{2, 0, 1}}, {v});  // 5x6x4
     v = b.push(Reshape{{5, 3, 2, 2, 2}}, {v});
     v = b.push(Transpose{{1, 0, 4, 2, 3}}, {v});  // 3x5x2x2x2
     v = b.push(Slice{1, 1, 4}, {v});

@@ -99,7 +99,8 @@ TEST_F(CudaTraining, GradientsOfRandomNets) {
     SCOPED_TRACE(seed);
     const auto net = random_net(seed * 1'000, 1 + static_cast<int>(seed % 7));
     // Values of a thousand, as deep random nets have, leave differences nothing to show.
-    if (reference::joined(reference::train_forward(net, random_input(net, kBatch, 7), Mode::train).back()).size() > 2'000)
+    if (reference::joined(reference::train_forward(net, random_input(net, kBatch, 7), Mode::train).back()).size() >
+        2'000)
       continue;
     expect_gradients(make_case(net, seed % 2 ? Mode::train : Mode::evaluate));
   }
@@ -131,7 +132,8 @@ TEST_F(CudaTraining, RunningStatisticsFollowByATenth) {
   ASSERT_TRUE(net->forward(input, scores, Mode::evaluate));
   EXPECT_EQ(std::get<BatchNorm>(net->network(false)->nodes[0].op).mean, std::get<BatchNorm>(b.net.nodes[0].op).mean);
   ASSERT_TRUE(net->forward(input, scores, Mode::train));
-  const auto before = std::get<BatchNorm>(b.net.nodes[0].op), after = std::get<BatchNorm>(net->network(false)->nodes[0].op);
+  const auto before = std::get<BatchNorm>(b.net.nodes[0].op),
+             after = std::get<BatchNorm>(net->network(false)->nodes[0].op);
   const auto batch = reference::train_forward(b.net, input, Mode::train).front();
   for (std::size_t c = 0; c < 4; ++c) {
     const auto [mean, variance] = reference::statistics(batch, c, 9);
@@ -154,7 +156,7 @@ TEST_F(CudaTraining, StepsAsTheFormulaSays) {
     if (wanted.average.empty()) wanted.average = wanted.weights;
     for (std::size_t i = 0; i < count; ++i) {
       auto& w = wanted.weights[i];
-      if (i < 36 + 2 + 4) {  // what follows are running statistics
+      if (i < 36 + 2 + 4) {                                                      // what follows are running statistics
         const float g = gradients[i] + (i < 36 ? step.weight_decay * w : 0.0F);  // biases and norms do not decay
         auto& v = wanted.velocity[i];
         v = step.momentum * v + g;
@@ -254,8 +256,8 @@ TEST_F(CudaTraining, NothingLeaksWhicheverCallFails) {
     std::string why;
     {
       const std::unique_ptr<Device> device(coppice_cuda_device_v2(0, Precision::float32, &why));
-      auto net = device ? device->compile_training(c.net, {kBatch})
-                        : unexpected(Error{ErrorCode::device_unavailable, why});
+      auto net =
+          device ? device->compile_training(c.net, {kBatch}) : unexpected(Error{ErrorCode::device_unavailable, why});
       std::vector<float> scores(c.score_gradients.size());
       Expected<void> done;
       if (!net) done = unexpected(net.error());
@@ -270,7 +272,8 @@ TEST_F(CudaTraining, NothingLeaksWhicheverCallFails) {
     ASSERT_EQ(fake::lent(), 0U) << "call " << call << ", " << fake::failed();
     if (fake::failed().empty()) break;
     if (!why.empty() && fake::failed() != "cudaGetDeviceCount" && fake::failed().find("cudaGet") != 0) {
-      EXPECT_TRUE(why.find(fake::failed()) != std::string::npos || why.find("kernel: made to fail") != std::string::npos ||
+      EXPECT_TRUE(why.find(fake::failed()) != std::string::npos ||
+                  why.find("kernel: made to fail") != std::string::npos ||
                   why.find("no algorithm") != std::string::npos)
           << why << " for " << fake::failed();
     }

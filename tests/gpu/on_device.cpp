@@ -23,12 +23,13 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // The largest difference to the reference in double precision, over the largest number there (or 1). TF32 keeps 10 bits
-// of what it multiplies, float16 keeps 10 bits of every value between layers too.
+// of what it multiplies, float16 keeps 10 bits of every value between layers too. A gradient changes at once where such
+// rounding takes a value to the other side of a ReLU's zero, or makes another pixel a maximum.
 struct Precise {
   std::string suffix;
   double error_max, gradient_error_max;
 };
-const std::vector<Precise> kPrecisions{{"", 1e-3, 5e-3}, {":tf32", 1e-2, 5e-2}, {":fp16", 3e-2, 5e-2}};
+const std::vector<Precise> kPrecisions{{"", 1e-3, 5e-3}, {":tf32", 1e-2, 0.2}, {":fp16", 3e-2, 0.2}};
 
 constexpr int kWarmUps = 100, kRuns = 2'000;
 constexpr double kPartSecondsMax = 1;  // of each measurement
@@ -173,9 +174,8 @@ Expected<double> gradient_error(Device& device, const reference::Case& c, int ba
   Network moved = c.net;
   std::span<const float> rest(gradients);
   reference::each_parameter(moved, [&](std::vector<float>& array, bool learned) {
-    compare(rest.first(array.size()), [&](std::size_t i) {
-      return learned ? reference::slope(c, moved, array[i]) : std::optional(0.0);
-    });
+    compare(rest.first(array.size()),
+            [&](std::size_t i) { return learned ? reference::slope(c, moved, array[i]) : std::optional(0.0); });
     rest = rest.subspan(array.size());
   });
   std::vector<float> of_input(c.input.size());
@@ -194,9 +194,8 @@ void check_gradients(Report& report, Device& device, const Precise& precise) {
           gradient_error(device, {net, random_input(net, kBatch, 7), NetSampler(8).floats(outputs), mode}, kBatch);
       const std::string in = mode == Mode::train ? "train" : "evaluate";
       if (error)
-        report.add(*error <= precise.gradient_error_max,
-                   row("net", net.name, "device", device.name(), "mode", in, "error", *error, "allowed",
-                       precise.gradient_error_max));
+        report.add(*error <= precise.gradient_error_max, row("net", net.name, "device", device.name(), "mode", in,
+                                                             "error", *error, "allowed", precise.gradient_error_max));
       else
         report.add(false, row("net", net.name, "device", device.name(), "mode", in, "failed", error.error().what));
     }
@@ -247,7 +246,8 @@ Expected<Learning> learn(Device& device, const Network& given, int steps) {
   constexpr int kBatch = 128;
   auto net = device.compile_training(given, {kBatch});
   if (!net) return unexpected(net.error());
-  std::vector<float> input(static_cast<std::size_t>((*net)->input_elements())), scores(kBatch * 10), gradients(kBatch * 10);
+  std::vector<float> input(static_cast<std::size_t>((*net)->input_elements())), scores(kBatch * 10),
+      gradients(kBatch * 10);
   std::vector<int> labels(kBatch);
   Patterns patterns(elements(given.input));
   Learning out;
@@ -310,8 +310,8 @@ void measure_latency(Report& report, Device& device) {
       auto compiled = device.compile(net, {batch, timed});
       const auto times = compiled ? latency(**compiled) : unexpected(compiled.error());
       if (times)
-        report.add(row("net", name, "device", device.name(), "batch", batch, "choice", timed ? "timed" : "advised", "p50_us", times->p50_us, "p99_us",
-                       times->p99_us, "how", (*compiled)->description()));
+        report.add(row("net", name, "device", device.name(), "batch", batch, "choice", timed ? "timed" : "advised",
+                       "p50_us", times->p50_us, "p99_us", times->p99_us, "how", (*compiled)->description()));
       else
         report.add(false, row("net", name, "device", device.name(), "batch", batch, "failed", times.error().what));
     }
@@ -359,8 +359,8 @@ void measure_side_by_side(Report& report, Device& device) {
     std::vector<std::unique_ptr<CompiledNet>> compiled;
     for (int i = 0; i < count; ++i)
       if (auto made = device.compile(nets[which].net, {1})) compiled.push_back(std::move(*made));
-    const auto times = std::ssize(compiled) == count ? side_by_side(compiled)
-                                                     : unexpected(Error{ErrorCode::device_failed, "no net"});
+    const auto times =
+        std::ssize(compiled) == count ? side_by_side(compiled) : unexpected(Error{ErrorCode::device_failed, "no net"});
     if (times)
       report.add(row("net", nets[which].name, "device", device.name(), "nets", count, "p50_us", times->p50_us, "p99_us",
                      times->p99_us));
