@@ -200,18 +200,20 @@ class Chooser {
     if (!enough()) planned(Way::plan, Pattern::alone);
     if (!enough()) older();
     // Among those that are timed too: of a few channels it may win.
-    if (!enough()) {
-      take({Way::kernel, nullptr, nullptr});
-      lane_.wait("cudaStreamSynchronize after a convolution");
-    }
+    if (!found_ || (timed_ && products() < kProductsMax)) take({Way::kernel, nullptr, nullptr});
     return best_;
   }
 
  private:
   static constexpr int kTimedPlansMax = 5;  // of each pattern: the heuristics begin with the likely ones
   static constexpr int kRuns = 20, kReplays = 5;
+  static constexpr double kProductsMax = 1e7;  // from here on our own kernel only loses, and for long
 
   bool enough() const { return found_ && !timed_; }
+  double products() const {
+    return static_cast<double>(spec_.batch) * spec_.out_channels * spec_.out_h * spec_.out_w * spec_.kernel_h *
+           spec_.kernel_w * spec_.in_channels / spec_.groups;
+  }
 
   void planned(Way way, Pattern pattern) {
     int plans = 0;
@@ -229,7 +231,7 @@ class Chooser {
       forget_refusal();
     }
   }
-  // Whether it runs. What fails after it was accepted is the GPU's failure.
+  // Whether it is accepted. What fails after that is the GPU's failure.
   bool tried(const Choice& choice) {
     try {
       FusedConvolution(spec_, operands_, choice).run(lane_);
@@ -241,8 +243,10 @@ class Chooser {
     keep(choice);
     return true;
   }
+  // The last resort: where it fails, the GPU does.
   void take(const Choice& choice) {
     FusedConvolution(spec_, operands_, choice).run(lane_);
+    lane_.wait("cudaStreamSynchronize after a convolution");
     keep(choice);
   }
   void keep(const Choice& choice) {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "gpu/cuda_handles.hpp"
-#include "gpu/cuda_jobs.hpp"
+#include "gpu/cuda_training_jobs.hpp"
 #include "gpu/training.hpp"
 
 namespace coppice::gpu {
