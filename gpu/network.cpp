@@ -63,6 +63,9 @@ struct Inference {
     if (std::max(w.pad_top, w.pad_bottom) >= span(w.kernel_h, w.dilation_h) ||
         std::max(w.pad_left, w.pad_right) >= span(w.kernel_w, w.dilation_w))
       return mismatch(node, "its padding is not smaller than its window");
+    if ((w.pad_top + w.pad_bottom > 0 && w.dilation_h > in()[1]) ||
+        (w.pad_left + w.pad_right > 0 && w.dilation_w > in()[2]))
+      return mismatch(node, "its window leaps over " + to_string(in()));
     return windowed(w, in()[0]);
   }
   Expected<Dims> operator()(const Convolution& c) const {

@@ -40,7 +40,7 @@ struct Clip {  // to [low, high]; {0, 6} is ReLU6
   float low = 0, high = 6;
 };
 struct MaxPool {
-  Window window;  // pads are smaller than the kernel: no window lies in padding alone
+  Window window;  // pads are smaller than the kernel and dilated taps do not leap over the image: each sees a pixel
 };
 struct AveragePool {
   Window window;  // pads are smaller than the kernel
@@ -101,8 +101,9 @@ Expected<std::vector<Dims>> infer_shapes(const Network& net);
 std::int64_t multiply_adds(const Network& net);  // of one item: convolutions and dense layers. REQUIRES: shapes infer
 std::int64_t parameters(const Network& net);
 
-// Equal function with fewer nodes: batch norms folded into the convolution or dense layer before them, identities and
-// nodes that the output does not need dropped. REQUIRES: shapes infer.
+// Equal function with fewer nodes: batch norms folded into the convolution or dense layer before them; the three moves
+// that ONNX needs to shuffle channels made one ChannelShuffle, reshapes of reshapes one reshape; identities, moves that
+// change nothing and nodes that the output does not need dropped. REQUIRES: shapes infer.
 Network simplified(Network net);
 
 // The nodes that the last one needs, each reading what the identities before it read. REQUIRES: shapes infer.

@@ -1,4 +1,9 @@
-// gpu/onnx.hpp: ONNX files in (opsets 9 to 18, the operators of gpu/network.hpp).
+// gpu/onnx.hpp: ONNX files in.
+//
+// Opsets 1 to 18, each operator in the form that its opset has: Add, AveragePool, BatchNormalization, Clip, Concat,
+// Constant, Conv, Dropout, Flatten, Gemm, GlobalAveragePool, Identity, MatMul, MaxPool, ReduceMean, Relu, Reshape,
+// Slice (of step 1), Split, Squeeze, Transpose, Unsqueeze; float32, one or two spatial axes, for inference. Weights,
+// bounds, axes and sizes are constants; a matrix product has one constant factor.
 #pragma once
 
 #include <cstddef>
@@ -13,9 +18,18 @@ namespace coppice::gpu {
 
 inline constexpr std::int64_t kOnnxBytesMax = std::int64_t{512} << 20;
 
+struct OnnxOptions {
+  // Whether the first axis counts items: it is then open, or 1, and no operator may touch it. Where it does not, every
+  // axis belongs to the one item, and operators that need a batch (convolutions, pools, norms) are refused.
+  bool first_axis_is_batch = true;
+};
+
 // Errors: unreadable, malformed, unsupported_operator (naming node, operator and opset), shape_mismatch.
-// External tensor data is refused. All sizes are checked in 64 bits before anything is allocated.
-Expected<Network> load_onnx(const std::filesystem::path& file);
-Expected<Network> parse_onnx(std::span<const std::byte> bytes, const std::string& name);
+// All sizes are checked in 64 bits before anything is allocated. External tensor data is read only beneath the model's
+// own directory, through no symbolic link, at most 1 GiB of it.
+Expected<Network> load_onnx(const std::filesystem::path& file, const OnnxOptions& options = {});
+// The same of bytes, whose tensors must all be inside.
+Expected<Network> parse_onnx(std::span<const std::byte> bytes, const std::string& name,
+                             const OnnxOptions& options = {});
 
 }  // namespace coppice::gpu

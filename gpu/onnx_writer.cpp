@@ -2,6 +2,7 @@
 
 #include <onnx/onnx_pb.h>
 
+#include <algorithm>
 #include <limits>
 
 namespace coppice::gpu {
@@ -21,9 +22,11 @@ class Writer {
   }
 
   // The node that is being written, and the shape of its output.
-  void begin(const std::string& name, const std::vector<std::string>& inputs, const Dims& shape) {
+  void begin(const std::string& name, const std::vector<std::string>& inputs, const std::vector<Dims>& input_shapes,
+             const Dims& shape) {
     name_ = name;
     inputs_ = inputs;
+    input_shapes_ = input_shapes;
     shape_ = shape;
   }
   onnx::NodeProto& node(const std::string& type, const std::vector<std::string>& weights = {}) {
@@ -102,7 +105,23 @@ class Writer {
     integer(node("Gemm", weights), "transB", 1);
   }
   void operator()(const Flatten&) { integer(node("Flatten"), "axis", 1); }
-  void operator()(const Add&) { node("Add"); }
+  // ONNX aligns the last axes, of the batch too: all items need as many.
+  void operator()(const Add&) {
+    const std::string name = name_;
+    const auto inputs = inputs_;
+    auto aligned = inputs;
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      Dims to = input_shapes_[i];
+      if (to.size() == shape_.size()) continue;
+      to.insert(to.begin(), shape_.size() - to.size(), 1);
+      aligned[i] = name_ = name + ".aligned" + std::to_string(i);
+      inputs_ = {inputs[i]};
+      reshape(to);
+    }
+    name_ = name;
+    inputs_ = aligned;
+    node("Add");
+  }
   void operator()(const Identity&) { node("Identity"); }
   void operator()(const Clip& c) {
     const auto low = tensor(name_ + ".low", {}, {c.low}), high = tensor(name_ + ".high", {}, {c.high});
@@ -132,12 +151,14 @@ class Writer {
     name_ = name;
     reshape(image);
   }
+  // One item, for any batch to be added to.
   void operator()(const Constant& c) {
     auto& made = *node("Constant").add_attribute();
     made.set_name("value");
     made.set_type(onnx::AttributeProto::TENSOR);
     auto& tensor = *made.mutable_t();
     tensor.set_data_type(onnx::TensorProto::FLOAT);
+    tensor.add_dims(1);
     for (const auto dim : c.dims) tensor.add_dims(dim);
     tensor.set_raw_data(c.values.data(), c.values.size() * sizeof(float));
   }
@@ -146,8 +167,26 @@ class Writer {
   onnx::GraphProto& graph_;
   std::string name_;
   std::vector<std::string> inputs_;
+  std::vector<Dims> input_shapes_;
   Dims shape_;
 };
+
+// A value that no item changes is one item in the file, which only an Add repeats for a batch of any size.
+Expected<void> check_constants(const Network& net) {
+  const auto refused = [](const Node& node) {
+    return unexpected(Error{ErrorCode::unsupported_operator,
+                            "node " + node.name + " (" + name(node.op) + "): ONNX cannot repeat a constant for each item"});
+  };
+  std::vector<bool> same{false};  // for every item
+  for (const auto& node : net.nodes) {
+    const auto constants = std::count_if(node.inputs.begin(), node.inputs.end(),
+                                         [&](int input) { return same[static_cast<std::size_t>(input)]; });
+    same.push_back(constants == static_cast<std::ptrdiff_t>(node.inputs.size()));
+    if (std::holds_alternative<Concat>(node.op) && constants > 0 && !same.back()) return refused(node);
+  }
+  if (same.back()) return refused(net.nodes.back());
+  return {};
+}
 
 void declare(onnx::ValueInfoProto& value, const std::string& name, const Dims& dims) {
   value.set_name(name);
@@ -162,6 +201,7 @@ void declare(onnx::ValueInfoProto& value, const std::string& name, const Dims& d
 Expected<std::vector<std::byte>> to_onnx(const Network& net) {
   const auto shapes = infer_shapes(net);
   if (!shapes) return unexpected(shapes.error());
+  if (auto ok = check_constants(net); !ok) return unexpected(ok.error());
   onnx::ModelProto model;
   model.set_ir_version(7);
   model.set_producer_name("coppice");
@@ -180,8 +220,12 @@ Expected<std::vector<std::byte>> to_onnx(const Network& net) {
   };
   for (std::size_t i = 0; i < net.nodes.size(); ++i) {
     std::vector<std::string> inputs;
-    for (const int input : net.nodes[i].inputs) inputs.push_back(value(input));
-    writer.begin(value(static_cast<int>(i) + 1), inputs, (*shapes)[i + 1]);
+    std::vector<Dims> input_shapes;
+    for (const int input : net.nodes[i].inputs) {
+      inputs.push_back(value(input));
+      input_shapes.push_back((*shapes)[static_cast<std::size_t>(input)]);
+    }
+    writer.begin(value(static_cast<int>(i) + 1), inputs, input_shapes, (*shapes)[i + 1]);
     std::visit(writer, net.nodes[i].op);
   }
   declare(*graph.add_output(), "scores", shapes->back());

@@ -8,7 +8,8 @@
 
 namespace coppice::gpu {
 
-// Input "image" [N, input dims], output "scores" [N, output dims], weights embedded. Errors: shape_mismatch.
+// Input "image" [N, input dims], output "scores" [N, output dims], weights embedded. Errors: shape_mismatch,
+// unsupported_operator (a constant that would have to be repeated for each item: in a Concat, or as the net's output).
 Expected<std::vector<std::byte>> to_onnx(const Network& net);
 
 }  // namespace coppice::gpu

@@ -1,11 +1,90 @@
 // Fewer nodes, equal function: what every device does before it compiles a net.
+#include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <optional>
 #include <utility>
 
 #include "gpu/network.hpp"
 
 namespace coppice::gpu {
 namespace {
+
+// ---- moves that undo or repeat one another ----
+
+bool reshapes(const Node& node) {
+  return std::holds_alternative<Reshape>(node.op) || std::holds_alternative<Flatten>(node.op);
+}
+// The numbers in memory stay as they are.
+bool keeps_order(const Node& node) { return reshapes(node) || std::holds_alternative<Identity>(node.op); }
+
+bool in_order(const std::vector<int>& axes) { return std::is_sorted(axes.begin(), axes.end()); }
+
+// Channels apart in groups, groups and channels swapped, and together again: how ONNX says ChannelShuffle.
+std::optional<std::int64_t> shuffled_groups(const Dims& image, const Dims& apart, const std::vector<int>& order) {
+  std::vector<int> swapped(apart.size());
+  std::iota(swapped.begin(), swapped.end(), 0);
+  if (image.size() != 3 || apart.size() < 2 || apart[0] * apart[1] != image[0]) return std::nullopt;
+  std::swap(swapped[0], swapped[1]);
+  return order == swapped ? std::optional(apart[0]) : std::nullopt;
+}
+
+// Every value by the operator that says most: what only keeps the order reads past others of its kind, what changes
+// nothing is an Identity, three moves that shuffle channels are one. Nodes that this leaves unread stay for later.
+class Moves {
+ public:
+  Moves(Network& net, const std::vector<Dims>& shapes) : net_(net), shapes_(shapes) {}
+
+  void rewrite() {
+    for (std::size_t i = 0; i < net_.nodes.size(); ++i) {
+      Node& node = net_.nodes[i];
+      if (reshapes(node)) {
+        while (const Node* before = maker(node.inputs.front())) {
+          if (!keeps_order(*before)) break;
+          node.inputs = before->inputs;
+        }
+        if (const auto groups = shuffles(node, shapes_[i + 1])) {
+          const Node& transpose = *maker(node.inputs.front());
+          node = {node.name, ChannelShuffle{*groups}, maker(transpose.inputs.front())->inputs};
+        }
+      }
+      if (changes_nothing(node, shapes_[i + 1])) node.op = Identity{};
+    }
+  }
+
+ private:
+  const Node* maker(int value) const {
+    return value == 0 ? nullptr : &net_.nodes[static_cast<std::size_t>(value) - 1];
+  }
+  const Dims& shape(int value) const { return shapes_[static_cast<std::size_t>(value)]; }
+
+  std::optional<std::int64_t> shuffles(const Node& last, const Dims& made) const {
+    const Node* middle = maker(last.inputs.front());
+    const auto* transpose = middle ? std::get_if<Transpose>(&middle->op) : nullptr;
+    const Node* first = transpose ? maker(middle->inputs.front()) : nullptr;
+    if (!first || !keeps_order(*first) || shape(first->inputs.front()) != made) return std::nullopt;
+    return shuffled_groups(made, shape(middle->inputs.front()), transpose->order);
+  }
+
+  bool changes_nothing(const Node& node, const Dims& made) const {
+    if (node.inputs.size() != 1) return false;
+    if (const auto* transpose = std::get_if<Transpose>(&node.op)) return in_order(transpose->order);
+    if (const auto* shuffle = std::get_if<ChannelShuffle>(&node.op))
+      return shuffle->groups == 1 || shuffle->groups == made[0];
+    const bool moves = reshapes(node) || std::holds_alternative<Slice>(node.op) || std::holds_alternative<Concat>(node.op);
+    return moves && shape(node.inputs.front()) == made;
+  }
+
+  Network& net_;
+  const std::vector<Dims>& shapes_;
+};
+
+Network with_plain_moves(Network net) {
+  if (const auto shapes = infer_shapes(net)) Moves(net, *shapes).rewrite();
+  return net;
+}
+
+// ---- batch norms ----
 
 // The layer's output goes through the norm: one factor and one shift for each output channel.
 template <class Layer>
@@ -59,7 +138,7 @@ Network without_idle_nodes(Network net) {
 }
 
 Network simplified(Network given) {
-  Network net = without_idle_nodes(std::move(given));
+  Network net = without_idle_nodes(with_plain_moves(std::move(given)));
   std::vector<int> readers(net.nodes.size() + 1, 0);
   for (const auto& node : net.nodes)
     for (const int input : node.inputs) ++readers[static_cast<std::size_t>(input)];

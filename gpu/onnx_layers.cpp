@@ -1,0 +1,302 @@
+// Operators that compute: each in terms of those that devices run.
+#include <onnx/onnx_pb.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <utility>
+
+#include "gpu/onnx_attributes.hpp"
+#include "gpu/onnx_reader.hpp"
+
+namespace coppice::gpu {
+namespace {
+
+// Matrices of [rows, columns], one behind the other, to [columns, rows].
+std::vector<float> transposed(const std::vector<float>& from, std::int64_t rows, std::int64_t columns) {
+  const auto r_max = static_cast<std::size_t>(rows), c_max = static_cast<std::size_t>(columns);
+  std::vector<float> to(from.size());
+  for (std::size_t base = 0; base < from.size(); base += r_max * c_max)
+    for (std::size_t r = 0; r < r_max; ++r)
+      for (std::size_t c = 0; c < c_max; ++c) to[base + c * r_max + r] = from[base + r * c_max + c];
+  return to;
+}
+
+void scale(std::vector<float>& values, float factor) {
+  if (factor != 1.0F)
+    for (float& value : values) value *= factor;
+}
+
+}  // namespace
+
+OnnxReader::Done OnnxReader::needs_batch() const {
+  if (options_.first_axis_is_batch) return {};
+  return unsupported(at_ + ": needs a first axis that is the batch");
+}
+
+OnnxReader::Done OnnxReader::windowed(const onnx::NodeProto& n, Operator op, int in) {
+  if (shape(in).size() == 3) return give(n, make(std::move(op), {in}));
+  const int row = make(Reshape{{shape(in)[0], 1, shape(in)[1]}}, {in});
+  const int out = make(std::move(op), {row});
+  return give(n, fault_ ? -1 : make(Reshape{{shape(out)[0], shape(out)[2]}}, {out}));
+}
+
+OnnxReader::Done OnnxReader::convolution(const onnx::NodeProto& n, int in) {
+  if (auto ok = needs_batch(); !ok) return ok;
+  const Dims& from = shape(in);
+  const auto w = weight(n, 1);
+  if (!w || (w->dims.size() != 3 && w->dims.size() != 4))
+    return unsupported(at_ + ": its weight is not a constant of three or four axes");
+  if (w->dims.size() != from.size() + 1)
+    return fault(ErrorCode::shape_mismatch,
+                 at_ + ": its weight of " + to_string(w->dims) + " does not fit an input of " + to_string(from));
+  const Dims kernel(w->dims.begin() + 2, w->dims.end());
+  const auto slide = sliding(n, at_, Dims(from.begin() + 1, from.end()), kernel);
+  if (!slide) return unexpected(slide.error());
+  if (slide->window.kernel_w != kernel.back() || slide->window.kernel_h != (kernel.size() == 2 ? kernel.front() : 1))
+    return fault(ErrorCode::shape_mismatch, at_ + ": kernel_shape is not its weight's");
+  Convolution c{slide->window, w->dims[0], integer(n, "group", 1), {}, {}};
+  if (auto ok = constant(n, 1, "weight", c.weight); !ok) return ok;
+  if (auto ok = optional_constant(n, 2, "bias", c.bias); !ok) return ok;
+  return windowed(n, std::move(c), in);
+}
+
+OnnxReader::Done OnnxReader::pool(const onnx::NodeProto& n, int in) {
+  if (auto ok = needs_batch(); !ok) return ok;
+  const Dims& from = shape(in);
+  const auto slide = sliding(n, at_, Dims(from.begin() + 1, from.end()), {});
+  if (!slide) return unexpected(slide.error());
+  if (n.op_type() == "MaxPool") return windowed(n, MaxPool{slide->window}, in);
+  // What ceil_mode adds at the end is never counted, so that without padding of its own there is nothing to count.
+  const bool count_padding = integer(n, "count_include_pad", 0) != 0 && slide->padded;
+  if (count_padding && slide->overhangs)
+    return unsupported(at_ + ": ceil_mode with padding that is counted, and windows beyond it");
+  return windowed(n, AveragePool{slide->window, count_padding}, in);
+}
+
+// ---- products ----
+
+// One matrix, or as many as there are groups: a 1x1 convolution whose pixels are the rows.
+int OnnxReader::product(int in, std::vector<float> matrices, std::int64_t count, std::int64_t outer,
+                        std::int64_t inner) {
+  if (fault_) return -1;
+  Dims to = shape(in);
+  if (to.size() == 1) return make(Dense{outer, std::move(matrices), {}}, {in});
+  const auto rows = elements(to) / count / inner;
+  int v = make(Reshape{{count, rows, inner}}, {in});
+  v = make(Transpose{{0, 2, 1}}, {v});
+  v = make(Reshape{{count * inner, rows, 1}}, {v});
+  v = make(Convolution{{}, count * outer, count, std::move(matrices), {}}, {v});
+  v = make(Reshape{{count, outer, rows}}, {v});
+  v = make(Transpose{{0, 2, 1}}, {v});
+  to.back() = outer;
+  return make(Reshape{to}, {v});
+}
+
+OnnxReader::Done OnnxReader::gemm(const onnx::NodeProto& n, int in) {
+  const auto w = weight(n, 1);
+  if (!w || w->dims.size() != 2) return unsupported(at_ + ": its weight is not a constant matrix");
+  if (whole(in).size() != 2)
+    return fault(ErrorCode::shape_mismatch, at_ + ": multiplies a matrix, not " + to_string(whole(in)));
+  if (integer(n, "transA", 0) != 0) {
+    if (options_.first_axis_is_batch) return unsupported(at_ + ": transA would turn the batch");
+    in = transpose(in, {1, 0});
+    if (fault_) return unexpected(*fault_);
+  }
+  std::vector<float> matrix;
+  if (auto ok = constant(n, 1, "weight", matrix); !ok) return ok;
+  scale(matrix, real(n, "alpha", 1));
+  const bool output_first = integer(n, "transB", 0) != 0;
+  const auto outer = w->dims[output_first ? 0 : 1], inner = w->dims[output_first ? 1 : 0];
+  if (shape(in).back() != inner)
+    return fault(ErrorCode::shape_mismatch, at_ + ": its weight of " + to_string(w->dims) +
+                                                " does not fit an input of " + to_string(shape(in)));
+  if (!output_first) matrix = transposed(matrix, inner, outer);
+  const int made = product(in, std::move(matrix), 1, outer, inner);
+  const float beta = real(n, "beta", 1);
+  if (!given(n, 2) || beta == 0 || fault_) return give(n, made);
+  if (const auto addend = value(n, 2)) {
+    if (beta != 1) return unsupported(at_ + ": beta of a bias that is no constant");
+    return plus(n, made, *addend);
+  }
+  Weight bias;
+  if (auto ok = constant(n, 2, "bias", bias.values); !ok) return ok;
+  scale(bias.values, beta);
+  bias.dims = weight(n, 2)->dims;
+  return plus(n, made, bias, true);
+}
+
+OnnxReader::Done OnnxReader::matmul(const onnx::NodeProto& n, int in) {
+  const auto w = weight(n, 1);
+  if (!w || w->dims.size() < 2) return unsupported(at_ + ": its second factor is not a constant matrix");
+  auto dims = w->dims.size() == 2 ? w->dims : item_dims(*w, shape(in).size());
+  if (!dims) return unexpected(dims.error());
+  const Dims& from = shape(in);
+  const auto inner = dims->end()[-2], outer = dims->end()[-1];
+  const Dims leading(dims->begin(), dims->end() - 2);
+  const bool one = std::all_of(leading.begin(), leading.end(), [](auto dim) { return dim == 1; });
+  const bool alike = from.size() == dims->size() && std::equal(leading.begin(), leading.end(), from.begin());
+  if (from.back() != inner || dims->size() > std::max<std::size_t>(from.size(), 2) || (!one && !alike))
+    return fault(ErrorCode::shape_mismatch, at_ + ": multiplies " + to_string(from) + " by " + to_string(*dims));
+  std::vector<float> matrices;
+  if (auto ok = constant(n, 1, "second factor", matrices); !ok) return ok;
+  return give(n, product(in, transposed(matrices, inner, outer), one ? 1 : elements(leading), outer, inner));
+}
+
+// ---- sums ----
+
+bool OnnxReader::taken_as_bias(int in, const Dims& dims, const std::vector<float>& values) {
+  if (in < 1) return false;
+  const auto rank = shape(in).size();
+  auto& before = net_.nodes[static_cast<std::size_t>(in) - 1].op;
+  auto* conv = std::get_if<Convolution>(&before);
+  auto* dense = std::get_if<Dense>(&before);
+  if ((!conv && !dense) || dims.size() > rank) return false;
+  auto& bias = conv ? conv->bias : dense->bias;
+  const auto outputs = static_cast<std::size_t>(shape(in)[0]);
+  const bool by_channel = dims.size() == rank && values.size() == outputs && dims[0] == shape(in)[0];
+  if (!bias.empty() || (!by_channel && values.size() != 1)) return false;
+  bias = by_channel ? values : std::vector<float>(outputs, values[0]);
+  return true;
+}
+
+Expected<int> OnnxReader::constant_value(const Weight& w, const Dims& dims) {
+  if (w.values.empty()) return unsupported(at_ + ": a constant that is not float32");
+  parameters_ += w.values.size();
+  if (parameters_ > (std::size_t{1} << 28)) return malformed(file_ + ": more than 2^28 parameters");
+  return make(Constant{dims, w.values}, {});
+}
+
+OnnxReader::Done OnnxReader::plus(const onnx::NodeProto& n, int in, const Weight& addend, bool may_move) {
+  if (fault_) return unexpected(*fault_);
+  const auto dims = item_dims(addend, shape(in).size());
+  if (!dims) return unexpected(dims.error());
+  if (may_move && taken_as_bias(in, *dims, addend.values)) return give(n, in);
+  const auto constant = constant_value(addend, *dims);
+  if (!constant) return unexpected(constant.error());
+  return give(n, make(Add{}, {in, *constant}));
+}
+
+OnnxReader::Done OnnxReader::plus(const onnx::NodeProto& n, int a, int b) {
+  if (fault_) return unexpected(*fault_);
+  if (options_.first_axis_is_batch && shape(a).size() != shape(b).size())
+    return unsupported(at_ + ": adds " + to_string(shape(a)) + " and " + to_string(shape(b)) +
+                       " of each item, which sets the batch against another axis");
+  return give(n, make(Add{}, {a, b}));
+}
+
+OnnxReader::Done OnnxReader::add(const onnx::NodeProto& n) {
+  if (n.input_size() != 2) return malformed(at_ + " has not two inputs");
+  const auto a = value(n, 0), b = value(n, 1);
+  for (const int i : {0, 1})
+    if (!value(n, i) && !weight(n, i))
+      return malformed(at_ + ": its input " + n.input(i) + " is made by no earlier node");
+  const bool aligned = opset_ < 7 && attribute(n, "axis");  // the second input's first axis goes there
+  if (a && b) {
+    if (aligned && shape(*a).size() != shape(*b).size()) return unsupported(at_ + ": axis of what is no constant");
+    return plus(n, *a, *b);
+  }
+  if (!a && !b) return unsupported(at_ + ": adds two constants");
+  const int constant_at = a ? 1 : 0, in = a ? *a : *b;
+  Weight addend = *weight(n, constant_at);
+  if (addend.values.empty()) return unsupported(at_ + ": adds what is not float32");
+  if (aligned && a) {
+    const auto rank = static_cast<std::int64_t>(whole(in).size()), axis = integer(n, "axis", 0);
+    const auto after = rank - (axis < 0 ? axis + rank : axis) - static_cast<std::int64_t>(addend.dims.size());
+    if (after < 0 || after > rank) return fault(ErrorCode::shape_mismatch, at_ + ": axis does not fit");
+    addend.dims.resize(addend.dims.size() + static_cast<std::size_t>(after), 1);
+  }
+  return plus(n, in, addend, read_once(n, 1 - constant_at));
+}
+
+// ---- the rest ----
+
+OnnxReader::Done OnnxReader::batch_norm(const onnx::NodeProto& n, int in) {
+  if (auto ok = needs_batch(); !ok) return ok;
+  if (integer(n, "training_mode", 0) != 0 || (opset_ < 7 && integer(n, "is_test", 0) == 0))
+    return unsupported(at_ + " is in training mode; export for inference");
+  if (opset_ < 9 && integer(n, "spatial", 1) == 0) return unsupported(at_ + ": statistics of every pixel");
+  BatchNorm b;
+  b.epsilon = real(n, "epsilon", 1e-5F);
+  int i = 1;
+  for (auto* into : {&b.scale, &b.shift, &b.mean, &b.variance})
+    if (auto ok = constant(n, i++, "statistic", *into); !ok) return ok;
+  return give(n, make(std::move(b), {in}));
+}
+
+// Over any axes by way of the two that a global pool takes: those that stay go first.
+int OnnxReader::mean(int in, const std::vector<bool>& gone, bool keep) {
+  const Dims from = shape(in);
+  std::vector<int> order(from.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_partition(order.begin(), order.end(), [&](int axis) { return !gone[static_cast<std::size_t>(axis)]; });
+  Dims to;
+  std::int64_t left = 1;
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    if (!gone[i]) left *= from[i];
+    if (!gone[i] || keep) to.push_back(gone[i] ? 1 : from[i]);
+  }
+  if (gone == std::vector<bool>{false, true, true}) {
+    in = make(GlobalAveragePool{}, {in});
+  } else {
+    in = make(Reshape{{left, elements(from) / left, 1}}, {transpose(in, order)});
+    in = make(GlobalAveragePool{}, {in});
+  }
+  return fault_ || to == shape(in) ? in : reshape(in, to);
+}
+
+OnnxReader::Done OnnxReader::reduce_mean(const onnx::NodeProto& n, int in) {
+  const auto rank = whole(in).size();
+  const bool global = n.op_type() == "GlobalAveragePool";
+  Dims axes(rank);
+  std::iota(axes.begin(), axes.end(), 0);
+  if (global) {
+    if (rank < 3) return fault(ErrorCode::shape_mismatch, at_ + ": has no spatial axes in " + to_string(whole(in)));
+    axes.erase(axes.begin(), axes.begin() + 2);
+  } else {
+    const auto named = numbers(n, 1, "axes", 18);
+    if (!named) return unexpected(named.error());
+    if (*named && !(*named)->empty()) {
+      axes = **named;
+    } else if (integer(n, "noop_with_empty_axes", 0) != 0) {
+      return give(n, make(Identity{}, {in}));
+    }
+  }
+  std::vector<bool> gone(shape(in).size(), false);
+  for (const auto each : axes) {
+    const auto axis = item_axis(each, rank);
+    if (!axis) return unexpected(axis.error());
+    gone[static_cast<std::size_t>(*axis)] = true;
+  }
+  const bool keep = global || integer(n, "keepdims", 1) != 0;
+  if (!keep && std::find(gone.begin(), gone.end(), false) == gone.end())
+    return unsupported(at_ + ": leaves one number without an axis");
+  return give(n, mean(in, gone, keep));
+}
+
+OnnxReader::Done OnnxReader::clip(const onnx::NodeProto& n, int in) {
+  Clip c{std::numeric_limits<float>::lowest(), std::numeric_limits<float>::max()};
+  if (opset_ < 11) {
+    c = {real(n, "min", c.low), real(n, "max", c.high)};
+    return give(n, make(c, {in}));
+  }
+  for (const int i : {1, 2}) {
+    std::vector<float> bound;
+    if (auto ok = optional_constant(n, i, "bound", bound); !ok) return ok;
+    if (bound.size() > 1) return malformed(at_ + ": a bound is one number");
+    if (!bound.empty()) (i == 1 ? c.low : c.high) = bound[0];
+  }
+  return give(n, make(c, {in}));
+}
+
+OnnxReader::Done OnnxReader::dropout(const onnx::NodeProto& n, int in) {
+  const auto ratio = weight(n, 1), training = weight(n, 2);
+  const bool nothing_goes = ratio && ratio->values.size() == 1 && ratio->values[0] == 0;
+  const bool told = training && training->integers.size() == 1;
+  if (((given(n, 2) && !(told && training->integers[0] == 0)) || (opset_ < 7 && integer(n, "is_test", 0) == 0)) &&
+      !nothing_goes)
+    return unsupported(at_ + " is in training mode; export for inference");
+  return give(n, make(Identity{}, {in}));
+}
+
+}  // namespace coppice::gpu
