@@ -2,7 +2,7 @@
 //
 // Opsets 1 to 18, each operator in the form that its opset has: Add, AveragePool, BatchNormalization, Clip, Concat,
 // Constant, Conv, Dropout, Flatten, Gemm, GlobalAveragePool, Identity, MatMul, MaxPool, ReduceMean, Relu, Reshape,
-// Slice (of step 1), Split, Squeeze, Transpose, Unsqueeze; float32, one or two spatial axes, for inference. Weights,
+// Slice, Split, Squeeze, Transpose, Unsqueeze; float32, one or two spatial axes, for inference. Weights,
 // bounds, axes and sizes are constants; a matrix product has one constant factor.
 #pragma once
 

@@ -237,6 +237,39 @@ OnnxReader::Done OnnxReader::concat(const onnx::NodeProto& n) {
 
 // ---- Slice, Split ----
 
+// Backwards or with gaps, one by one; Concat takes no more than 4096.
+int OnnxReader::stepped(int in, int axis, std::int64_t begin, std::int64_t step, std::int64_t count) {
+  std::vector<int> parts;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto at = begin + i * step;
+    parts.push_back(make(Slice{axis, at, at + 1}, {in}));
+  }
+  return make(Concat{axis}, std::move(parts));
+}
+
+// One axis of a Slice, as ONNX counts it.
+Expected<int> OnnxReader::sliced(int in, std::int64_t at, std::int64_t begin, std::int64_t end, std::int64_t step) {
+  const Dims sizes = whole(in);
+  if (at < 0) at += static_cast<std::int64_t>(sizes.size());
+  // All of an axis is the one thing that a batch can be cut to.
+  const bool all = begin == 0 && end >= std::numeric_limits<std::int32_t>::max() && step == 1;
+  if (options_.first_axis_is_batch && at == 0 && all) return in;
+  const auto axis = item_axis(at, sizes.size());
+  if (!axis) return unexpected(axis.error());
+  const auto size = sizes[static_cast<std::size_t>(at)];
+  if (step == 0) return malformed(at_ + ": a step of 0");
+  const auto from = step > 0 ? cut(begin, size) : std::min(cut(begin, size), size - 1);
+  // Backwards, the end is where nothing is taken any more: one before the first at the least.
+  const auto to = step > 0 ? cut(end, size) : end < -size ? -1 : cut(end, size);
+  if (step > 0 ? from >= to : from <= to) return unsupported(at_ + ": takes nothing of axis " + std::to_string(at));
+  if (step == 1) return to - from < size ? make(Slice{*axis, from, to}, {in}) : in;
+  const auto length = step > 0 ? to - from : from - to;
+  const auto pace = step > 0 ? std::min(step, size) : step < -size ? size : -step;  // either takes the first alone
+  const auto count = (length + pace - 1) / pace;
+  if (count > 4'096) return unsupported(at_ + ": steps other than 1 to more than 4096 places");
+  return stepped(in, *axis, from, step > 0 ? pace : -pace, count);
+}
+
 OnnxReader::Done OnnxReader::slice(const onnx::NodeProto& n, int in) {
   const auto starts = numbers(n, 1, "starts", 10), ends = numbers(n, 2, "ends", 10), named = numbers(n, 3, "axes", 10),
              steps = numbers(n, 4, "steps", 10);
@@ -248,26 +281,17 @@ OnnxReader::Done OnnxReader::slice(const onnx::NodeProto& n, int in) {
   Dims axes(count);
   std::iota(axes.begin(), axes.end(), 0);
   if (*named) axes = **named;
-  if (axes.size() != count || (*steps && (*steps)->size() != count))
+  const Dims paces = *steps ? **steps : Dims(count, 1);
+  if (axes.size() != count || paces.size() != count)
     return malformed(at_ + ": its starts, ends, axes and steps do not go together");
-  const Dims sizes = whole(in);
-  const auto once = chosen(axes, sizes.size(), false);
+  const auto once = chosen(axes, whole(in).size(), false);
   if (!once) return unexpected(once.error());
   int out = in;
   for (std::size_t i = 0; i < count; ++i) {
-    if (*steps && (**steps)[i] != 1) return unsupported(at_ + ": steps other than 1");
-    const auto begin = (**starts)[i], end = (**ends)[i];
-    const auto rank = static_cast<std::int64_t>(sizes.size());
-    const auto at = axes[i] < 0 ? axes[i] + rank : axes[i];
-    // All of an axis is the one thing that a batch can be cut to.
-    const bool batch = options_.first_axis_is_batch && at == 0;
-    if (batch && begin == 0 && end >= std::numeric_limits<std::int32_t>::max()) continue;
-    const auto axis = item_axis(at, sizes.size());
-    if (!axis) return unexpected(axis.error());
-    const auto size = sizes[static_cast<std::size_t>(at)];
-    const Slice part{*axis, cut(begin, size), cut(end, size)};
-    if (part.begin >= part.end) return unsupported(at_ + ": takes nothing of axis " + std::to_string(at));
-    if (part.end - part.begin < size) out = make(part, {out});
+    const auto part = sliced(out, axes[i], (**starts)[i], (**ends)[i], paces[i]);
+    if (!part) return unexpected(part.error());
+    if (fault_) return unexpected(*fault_);
+    out = *part;
   }
   return give(n, out == in ? make(Identity{}, {in}) : out);
 }

@@ -104,6 +104,8 @@ class OnnxReader {
   Done transpose(const onnx::NodeProto& n, int in);
   Done concat(const onnx::NodeProto& n);
   Done slice(const onnx::NodeProto& n, int in);
+  Expected<int> sliced(int in, std::int64_t at, std::int64_t begin, std::int64_t end, std::int64_t step);
+  int stepped(int in, int axis, std::int64_t begin, std::int64_t step, std::int64_t count);
   Done split(const onnx::NodeProto& n, int in);
 
   const onnx::ModelProto& model_;

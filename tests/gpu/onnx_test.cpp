@@ -445,12 +445,39 @@ TEST(Onnx, ReadsSlicesInBothForms) {
     m.refused(code, "the_y");
   };
   refused({0}, {1}, {0}, {1}, ErrorCode::unsupported_operator);   // of the batch
-  refused({0}, {4}, {1}, {2}, ErrorCode::unsupported_operator);   // every other one
+  refused({0}, {4}, {1}, {0}, ErrorCode::malformed);              // no step
   refused({3}, {3}, {1}, {1}, ErrorCode::unsupported_operator);   // nothing
   refused({0}, {2}, {3}, {1}, ErrorCode::shape_mismatch);         // no such axis
   refused({0, 1}, {2, 2}, {1, -2}, {1, 1}, ErrorCode::shape_mismatch);  // one axis twice
   refused({0, 1}, {2}, {1}, {1}, ErrorCode::malformed);
   refused({0}, {2}, {1, 2}, {1}, ErrorCode::malformed);
+}
+
+TEST(Onnx, SlicesBackwardsAndWithGaps) {
+  constexpr auto kMost = std::numeric_limits<std::int64_t>::max(), kLeast = std::numeric_limits<std::int64_t>::min();
+  struct Case {
+    std::int64_t start, end, step;
+    std::vector<std::int64_t> taken;
+  };
+  for (const auto& c : std::vector<Case>{{0, 5, 2, {0, 2, 4}},
+                                         {1, kMost, 3, {1, 4}},
+                                         {kMost, kLeast, -1, {4, 3, 2, 1, 0}},
+                                         {-1, -6, -2, {4, 2, 0}},
+                                         {3, 0, -1, {3, 2, 1}},
+                                         {-2, kLeast, kLeast, {3}},
+                                         {2, kMost, kMost, {2}}}) {
+    Model m({5});
+    m.target("starts", {c.start});
+    m.target("ends", {c.end});
+    m.target("axes", {1});
+    m.target("steps", {c.step});
+    m.node("Slice", {"x", "starts", "ends", "axes", "steps"});
+    m.equals([&](Builder& b) {
+      std::vector<int> parts;
+      for (const auto at : c.taken) parts.push_back(b.push(Slice{0, at, at + 1}, {0}));
+      b.push(Concat{0}, parts);
+    });
+  }
 }
 
 TEST(Onnx, SplitsIntoSeveralOutputs) {
