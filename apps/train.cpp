@@ -342,6 +342,9 @@ void add_train(CLI::App& app, Shell& shell) {
   add_options_of_the_step(*command, *options);
   command->add_option("--checkpoint", options->checkpoint,
                       "kept up to date; where it is there, training goes on from it");
+  command->add_option("--checkpoint-every", training.checkpoint_every_seconds, "seconds; 0: after every step")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command->add_option("--mean", options->mean, "pixels are (value / 255 - mean) / std; both are measured by default");
   command->add_option("--std", options->deviation)->check(CLI::PositiveNumber);
   command->add_flag("--folded", options->folded, "write batch norms folded into their convolutions");
