@@ -130,10 +130,10 @@ class Compiler {
     const auto variance = graph_.parameters.add(b.variance, vector, vector, Kind::statistic).weight;
     const memory batch_mean = make(vector), batch_variance = make(vector);
 
-    const memory source = as_image(in());
+    const memory source = as_image(in_layout(in().data, layout_for_image(in())), in().dims);
     const auto layout = source.get_desc();
-    out().data = make(in().dims.size() == 3 ? layout : plain(in().dims));
-    const memory target = as_image(out());
+    out().data = make(layout_for_image(in()));
+    const memory target = as_image(out().data, out().dims);
     if (relu > 0) {
       value(relu).data = out().data;
       value(relu).learns = true;
@@ -173,7 +173,7 @@ class Compiler {
                                             graph_.engine, hint);
           };
           const auto train = with_statistics(flags, training), evaluate = with_statistics(fixed, evaluation);
-          const memory found = make(value(from_value).data.get_desc());
+          const memory found = make(layout_for_image(value(from_value)));
           Arguments back{{DNNL_ARG_SRC, source},
                          {DNNL_ARG_DIFF_DST, as_image(after.gradient, after.dims)},
                          {DNNL_ARG_SCALE_SHIFT, affine.weight},
@@ -351,11 +351,14 @@ class Compiler {
   memory view_of(const memory& from, const memory::desc& desc) const {
     return {desc, graph_.engine, from.get_data_handle()};
   }
-  // A vector as an image of one pixel: batch norms want images.
+  // Batch norms want images: a vector is one of one pixel, and what has other axes one of one column.
+  // REQUIRES: images have any layout, all else the plain one.
   memory as_image(const memory& data, const Dims& dims) const {
-    return dims.size() == 3 ? data : view_of(data, plain({elements(dims), 1, 1}));
+    return dims.size() == 3 ? data : view_of(data, plain({dims[0], elements(dims) / dims[0], 1}));
   }
-  memory as_image(const CpuTrainingValue& of) const { return as_image(of.data, of.dims); }
+  memory::desc layout_for_image(const CpuTrainingValue& of) const {
+    return of.dims.size() == 3 ? of.data.get_desc() : plain(of.dims);
+  }
 
   CpuParameters::Place parameter(const std::vector<float>& values, const memory::desc& plain_desc,
                                  const memory::desc& layout, Kind kind) {

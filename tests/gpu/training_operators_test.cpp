@@ -185,6 +185,17 @@ RC_GTEST_PROP(TrainingOperators, BatchNormOfAVector, ()) {
       false);
 }
 
+RC_GTEST_PROP(TrainingOperators, BatchNormOfOtherAxes, ()) {
+  holds([](Builder& b) {
+    const int conv = b.conv3x3(0, b.draw(1, 20));
+    const Dims dims = b.shape(conv);
+    int at = b.push(Reshape{{dims[0], dims[1] * dims[2]}}, {conv});
+    if (b.toss()) at = b.push(Transpose{{1, 0}}, {at});
+    at = b.norm(at);
+    if (b.toss()) b.dense(b.flatten(b.relu(at)), 3);
+  });
+}
+
 RC_GTEST_PROP(TrainingOperators, Relu, ()) {
   holds([](Builder& b) { b.relu(b.toss() ? b.conv3x3(0, b.draw(1, 20)) : 0); });
 }
