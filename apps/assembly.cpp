@@ -451,9 +451,9 @@ Expected<std::optional<FoundNormalisation>> find_normalisation(const fs::path& d
 }
 
 Expected<AssemblyData> load_assembly_data(const fs::path& directory, const Nets& nets) {
-  auto train = gpu::load_idx(directory, gpu::Split::train);
+  auto train = gpu::load_dataset(directory, gpu::Split::train);
   if (!train) return tl::unexpected(reported(train.error()));
-  auto test = gpu::load_idx(directory, gpu::Split::test);
+  auto test = gpu::load_dataset(directory, gpu::Split::test);
   if (!test) return tl::unexpected(reported(test.error()));
   for (const auto* data : {&*train, &*test})
     if (auto fits = check_data(*data, nets, directory); !fits) return tl::unexpected(fits.error());

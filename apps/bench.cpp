@@ -29,7 +29,7 @@ runtime::Expected<void> bench_inference(const Options& options, const Shell& she
   if (!faults) return runtime::bad_input(faults.error());
   const auto model = runtime::load_model(cluster->model);
   if (!model) return tl::unexpected(model.error());
-  const auto data = gpu::load_idx(options.data, gpu::Split::test);
+  const auto data = gpu::load_dataset(options.data, gpu::Split::test);
   if (!data) return runtime::bad_input(data.error().what);
   std::ofstream record;
   if (!options.record.empty()) {
@@ -82,7 +82,7 @@ void add_bench(CLI::App& app, Shell& shell) {
                               "--straggler worker=any:1,delay=pareto:2:10ms,p=0.05 --json",
                               [options, &shell] { return bench_inference(*options, shell); });
   command->add_option("--cluster", options->cluster, "the cluster file")->required()->envname("COPPICE_CLUSTER");
-  command->add_option("--data", options->data, "directory of the four IDX files")->envname("COPPICE_DATA")->capture_default_str();
+  command->add_option("--data", options->data, "directory of a data set (see coppice data)")->envname("COPPICE_DATA")->capture_default_str();
   command->add_option("--requests", options->load.requests, "how many")->check(CLI::Range(1, 100'000'000))->capture_default_str();
   command->add_option("--rate", options->load.rate, "requests a second, Poisson; 0: one at a time")->check(CLI::NonNegativeNumber)->capture_default_str();
   command->add_option("--straggler", options->straggler, "faults: worker=any:1,delay=pareto:2:10ms,p=0.05,kill@50%…");

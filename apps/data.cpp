@@ -1,4 +1,5 @@
 // coppice data: makes the data sets that can be made, and says what is in one.
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -146,6 +147,73 @@ void add_glyphs(CLI::App& data, Shell& shell) {
       ->capture_default_str();
 }
 
+// ---- describe ------------------------------------------------------------------------------------------------------
+
+struct Described {
+  std::string directory;
+  gpu::DatasetOptions options;
+};
+
+json to_json(const gpu::Dataset& data, std::size_t classes) {
+  std::vector<std::int64_t> per_class(classes);
+  for (const auto label : data.labels) ++per_class[label];
+  const auto [fewest, most] = std::ranges::minmax(per_class);
+  const auto normalisation = gpu::measured(data);
+  return {{"items", data.count()},
+          {"shape", data.item},
+          {"fewest_of_a_class", fewest},
+          {"most_of_a_class", most},
+          {"mean", normalisation.mean},
+          {"std", normalisation.deviation}};
+}
+
+std::string text_of(const json& document) {
+  std::vector<std::vector<std::string>> rows{{"part", "items", "shape", "of a class", "mean", "std"}};
+  for (const auto& [part, facts] : document["parts"].items())
+    rows.push_back({part, facts["items"].dump(), facts["shape"].dump(),
+                    facts["fewest_of_a_class"].dump() + " to " + facts["most_of_a_class"].dump(),
+                    fixed(facts["mean"].get<double>(), 4), fixed(facts["std"].get<double>(), 4)});
+  std::string names;
+  for (const auto& name : document["class_names"]) names += " " + name.get<std::string>();
+  return table(rows) + document["kind"].get<std::string>() + ", " + document["classes"].dump() + " classes" +
+         (names.empty() ? "" : ":" + names) + "\n";
+}
+
+Expected<void> describe(const Described& asked, const Shell& shell) {
+  const auto kind = gpu::dataset_kind(asked.directory);
+  if (!kind) return tl::unexpected(reported(kind.error()));
+  const auto train = gpu::load_dataset(asked.directory, gpu::Split::train, asked.options);
+  if (!train) return tl::unexpected(reported(train.error()));
+  const auto test = gpu::load_dataset(asked.directory, gpu::Split::test, asked.options);
+  if (!test) return tl::unexpected(reported(test.error()));
+  const auto& names = train->class_names;
+  const auto top = std::max(std::ranges::max(train->labels), std::ranges::max(test->labels));
+  const auto classes = std::max(names.size(), std::size_t{1} + top);
+  const json document{{"directory", asked.directory},
+                      {"kind", gpu::name(*kind)},
+                      {"classes", classes},
+                      {"class_names", names},
+                      {"parts", {{"train", to_json(*train, classes)}, {"test", to_json(*test, classes)}}}};
+  if (shell.json) {
+    shell.print(document);
+  } else {
+    std::fputs(text_of(document).c_str(), stdout);
+  }
+  return {};
+}
+
+void add_describe(CLI::App& data, Shell& shell) {
+  auto asked = std::make_shared<Described>();
+  auto* command = add_command(data, shell, "describe",
+                              "What a directory holds: IDX, CIFAR's binary version, or folders of images as ImageNet's",
+                              "coppice data describe glyphs-100/", [asked, &shell] { return describe(*asked, shell); });
+  command->add_option("directory", asked->directory, "the data set")->required();
+  command->add_option("--side", asked->options.side, "of a folder's images: pixels a side that they are brought to")
+      ->capture_default_str();
+  command->add_flag("--grey", asked->options.grey, "of a folder's images: one channel");
+  command->add_flag("--coarse", asked->options.coarse, "CIFAR-100's twenty superclasses");
+}
+
 }  // namespace
 
 void add_data(CLI::App& app, Shell& shell) {
@@ -153,6 +221,7 @@ void add_data(CLI::App& app, Shell& shell) {
   command->require_subcommand(1);
   command->footer("Example:\n  coppice data glyphs-100 --out glyphs-100/");
   add_glyphs(*command, shell);
+  add_describe(*command, shell);
 }
 
 }  // namespace coppice::apps

@@ -202,7 +202,7 @@ void add_decompose(CLI::App& app, Shell& shell) {
                                                  {"sum", DecoderKind::sum}};
   command->add_option("--decoder", options->decoder, "of none and parity: logistic, posterior, ridge or sum")
       ->transform(CLI::CheckedTransformer(kinds, CLI::ignore_case));
-  command->add_option("--data", options->data, "directory of the four IDX files")
+  command->add_option("--data", options->data, "directory of a data set (see coppice data)")
       ->envname("COPPICE_DATA")
       ->capture_default_str();
   command->add_option("--out", options->out, "directory to write manifest.json and the nets to")->required();

@@ -300,7 +300,7 @@ Expected<void> demo(const Options& given, const Shell& shell) {
   Options options = given;
   if (auto faults = actors::parse_faults(options.straggler); !faults) return runtime::bad_input(faults.error());
   watch_signals();
-  const auto data = gpu::load_idx(options.data, gpu::Split::test);
+  const auto data = gpu::load_dataset(options.data, gpu::Split::test);
   if (!data) return runtime::bad_input(data.error().what);
   if (options.full) options.requests = data->count();
   const auto cache = cache_directory();
@@ -359,7 +359,7 @@ void add_demo(CLI::App& app, Shell& shell) {
   options->data = gpu::fashion_mnist_directory().string();
   auto* command = add_command(app, shell, "demo", "The main job in one go, on real data", "coppice demo --requests 500",
                               [options, &shell] { return demo(*options, shell); });
-  command->add_option("--data", options->data, "directory of the four IDX files")->envname("COPPICE_DATA")->capture_default_str();
+  command->add_option("--data", options->data, "directory of a data set (see coppice data)")->envname("COPPICE_DATA")->capture_default_str();
   command->add_option("--requests", options->requests, "a cell of the table")->check(CLI::Range(100, 10'000'000))->capture_default_str();
   command->add_flag("--full", options->full, "every test item in each cell; p99.9 is shown then");
   command->add_option("--straggler", options->straggler, "the straggler condition")->capture_default_str();

@@ -118,7 +118,7 @@ runtime::Expected<void> evaluate(const Options& options, const Shell& shell) {
   if (!options.directory.empty() && (options.mean || options.deviation))
     return runtime::bad_input("--mean and --std go with --model; a decomposed model's manifest has its own");
   if (options.directory.empty() && options.missing) return runtime::bad_input("--missing goes with --dir");
-  const auto data = gpu::load_idx(options.data, gpu::Split::test);
+  const auto data = gpu::load_dataset(options.data, gpu::Split::test);
   if (!data) return tl::unexpected(reported(data.error()));
   if (data->labels.empty()) return runtime::bad_input(options.data + " holds no test images");
   return options.directory.empty() ? evaluate_net(options, *data, shell) : evaluate_directory(options, *data, shell);
@@ -137,7 +137,7 @@ void add_evaluate(CLI::App& app, Shell& shell) {
   command
       ->add_option("--missing", options->missing, "with --dir: every set of up to so many missing workers (default 2)")
       ->check(CLI::Range(0, coding::kWorkersMax));
-  command->add_option("--data", options->data, "directory of the four IDX files")
+  command->add_option("--data", options->data, "directory of a data set (see coppice data)")
       ->envname("COPPICE_DATA")
       ->capture_default_str();
   command->add_option("--mean", options->mean, "with --model: pixels are (value / 255 - mean) / std");

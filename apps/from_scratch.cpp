@@ -24,7 +24,7 @@ constexpr float kPeak = 0.15F;
 
 // The trained base, unfolded, so that its sub-nets can be retrained with their norms.
 Expected<void> train_base(const FromScratchOptions& options, const fs::path& file) {
-  const auto data = gpu::load_idx(options.data, gpu::Split::train);
+  const auto data = gpu::load_dataset(options.data, gpu::Split::train);
   if (!data) return tl::unexpected(reported(data.error()));
   if (data->count() <= kHeldOut) return runtime::bad_input(options.data + " has too few training images");
   auto device = gpu::make_cpu_device({options.threads});

@@ -31,7 +31,7 @@ runtime::Expected<std::vector<std::vector<float>>> read_items(const Options& opt
                          array->values.begin() + static_cast<std::ptrdiff_t>(at + width));
     return items;
   }
-  const auto data = gpu::load_idx(options.data, gpu::Split::test);
+  const auto data = gpu::load_dataset(options.data, gpu::Split::test);
   if (!data) return runtime::bad_input(data.error().what);
   if (gpu::elements(data->item) != gpu::elements(manifest.input) || options.first >= data->count())
     return runtime::bad_input("--first " + std::to_string(options.first) + ": the data holds " +
@@ -99,7 +99,7 @@ void add_infer(CLI::App& app, Shell& shell) {
                               "coppice infer --cluster lab.toml --count 5", [options, &shell] { return infer(*options, shell); });
   command->add_option("--cluster", options->cluster, "the cluster file")->required()->envname("COPPICE_CLUSTER");
   command->add_option("--input", options->input, "items as float32 .npy, normalised as the net wants them");
-  command->add_option("--data", options->data, "or a directory of the four IDX files (its test items)")->envname("COPPICE_DATA")->capture_default_str();
+  command->add_option("--data", options->data, "or the directory of a data set (its test items)")->envname("COPPICE_DATA")->capture_default_str();
   command->add_option("--first", options->first, "first item of --data")->check(CLI::NonNegativeNumber)->capture_default_str();
   command->add_option("--count", options->count, "how many items of --data")->check(CLI::Range(1, 1'000'000))->capture_default_str();
   command->add_option("--patience-ms", options->patience_ms, "how long to wait for each answer")->capture_default_str();

@@ -42,9 +42,9 @@ Items range(std::int64_t begin, std::int64_t end) {
 }
 
 Expected<StudyData> load(const StudyOptions& options) {
-  auto train = gpu::load_idx(options.data, gpu::Split::train);
+  auto train = gpu::load_dataset(options.data, gpu::Split::train);
   if (!train) return tl::unexpected(reported(train.error()));
-  auto test = gpu::load_idx(options.data, gpu::Split::test);
+  auto test = gpu::load_dataset(options.data, gpu::Split::test);
   if (!test) return tl::unexpected(reported(test.error()));
   StudyData data{std::move(*train), std::move(*test), {}, {}, {}, {}, 0};
   if (data.train.count() <= options.held_out)

@@ -78,7 +78,7 @@ class Maker {
     if (!all) return tl::unexpected(reported(all.error()));
     single_ = std::move(*single);
     all_ = std::move(*all);
-    auto data = gpu::load_idx(options_.data, gpu::Split::train);
+    auto data = gpu::load_dataset(options_.data, gpu::Split::train);
     if (!data) return tl::unexpected(reported(data.error()));
     data_ = std::move(*data);
     if (data_.count() <= options_.held_out)

@@ -75,12 +75,13 @@ TEST(Dataset, NamesTheFieldThatIsWrong) {
                                                         {labels(2, 100), "\"magic\""},
                                                         {images(2, 3, 4, 24).substr(0, 9), "\"rows\""},
                                                         {images(0, 3, 4, 0), "\"count\""},
-                                                        {images(70'000, 3, 4, 24), "\"count\""},
+                                                        {images(2'000'000, 3, 4, 24), "\"count\""},
                                                         {images(0xFFFFFFFF, 3, 4, 24), "\"count\""},
-                                                        {images(2, 65, 4, 24), "\"rows\""},
+                                                        {images(2, 257, 4, 24), "\"rows\""},
                                                         {images(2, 3, 0xFFFFFFFF, 24), "\"columns\""},
                                                         {images(2, 3, 4, 23), "\"pixels\""},
                                                         {images(65'536, 64, 64, 23), "\"pixels\""},
+                                                        {images(1'000'000, 256, 256, 23), "\"pixels\""},
                                                         {images(2, 3, 4, 25), "\"pixels\""}}) {
     const auto what = with(bytes);
     EXPECT_NE(what.find(kImages), std::string::npos) << what;
@@ -112,6 +113,41 @@ TEST(Dataset, NoticesACutOrDamagedGzip) {
   damaged[damaged.size() - 6] = static_cast<char>(damaged[damaged.size() - 6] ^ 0x55);  // in the checksum
   scratch.write(kImages + ".gz", damaged);
   refusal(scratch, ErrorCode::malformed);
+}
+
+TEST(Dataset, TakesTheClassesNamesFromBesideTheImages) {
+  const Scratch scratch;
+  scratch.write(kImages, images(2, 3, 4, 24));
+  scratch.write(kLabels, labels(2, 2));
+  scratch.write("classes.json", R"({"classes": ["shirt", "shoe"]})");
+  const auto data = load_dataset(scratch.path(), Split::test);
+  ASSERT_TRUE(data) << data.error().what;
+  EXPECT_EQ(data->class_names, (std::vector<std::string>{"shirt", "shoe"}));
+  for (const char* wrong : {"", "[]", "{}", R"({"classes": 2})", R"({"classes": ["shirt", 2]})",
+                            R"({"classes": ["shirt"]})"}) {
+    scratch.write("classes.json", wrong);
+    const auto what = refusal(scratch, ErrorCode::malformed);
+    EXPECT_NE(what.find("classes.json: its field \"classes\""), std::string::npos) << what;
+  }
+}
+
+TEST(Dataset, MeasuresMeanAndDeviation) {
+  Dataset data{{1, 1, 2}, {0, 255, 255, 0, 255, 255, 0, 0}, {0, 0, 0, 0}};
+  EXPECT_FLOAT_EQ(measured(data).mean, 0.5F);
+  EXPECT_FLOAT_EQ(measured(data).deviation, 0.5F);
+  data.pixels.assign(8, 51);
+  EXPECT_FLOAT_EQ(measured(data).mean, 0.2F);
+  EXPECT_FLOAT_EQ(measured(data).deviation, 1);
+}
+
+TEST(Dataset, SaysWhatItLookedForWhereThereIsNone) {
+  const Scratch scratch;
+  for (const auto& directory : {scratch.path(), scratch / "absent"}) {
+    const auto data = load_dataset(directory, Split::train);
+    ASSERT_FALSE(data);
+    EXPECT_EQ(data.error().code, ErrorCode::unreadable);
+    EXPECT_NE(data.error().what.find("data_batch_1.bin"), std::string::npos) << data.error().what;
+  }
 }
 
 TEST(Dataset, ReadsFashionMnistWhereItIsInstalled) {
