@@ -109,9 +109,9 @@ Expected<void> make(const Options& options, const Shell& shell) {
   if (auto written = write_glyphs(*glyphs, options); !written) return written;
   std::vector<std::vector<std::string>> rows{{"part", "images", "faces", "families"}};
   json parts = json::object();
-  for (const auto& [side, images] : {std::pair{Side::train, glyphs->train.count() - glyphs->held_out},
-                                     std::pair{Side::held_out, glyphs->held_out},
-                                     std::pair{Side::test, glyphs->test.count()}}) {
+  for (const auto& [side, images] :
+       {std::pair{Side::train, glyphs->train.count() - glyphs->held_out}, std::pair{Side::held_out, glyphs->held_out},
+        std::pair{Side::test, glyphs->test.count()}}) {
     const auto [faces, families] = faces_and_families(*glyphs, side);
     rows.push_back({name(side), std::to_string(images), std::to_string(faces), std::to_string(families)});
     parts[name(side)] = {{"images", images}, {"faces", faces}, {"families", families}};
@@ -130,10 +130,10 @@ Expected<void> make(const Options& options, const Shell& shell) {
 
 void add_glyphs(CLI::App& data, Shell& shell) {
   auto options = std::make_shared<Options>();
-  auto* command = add_command(data, shell, "glyphs-100",
-                              "A hundred characters in several hundred typefaces, the test's families unseen: 28 x 28",
-                              "coppice data glyphs-100 --out glyphs-100/",
-                              [options, &shell] { return make(*options, shell); });
+  auto* command =
+      add_command(data, shell, "glyphs-100",
+                  "A hundred characters in several hundred typefaces, the test's families unseen: 28 x 28",
+                  "coppice data glyphs-100 --out glyphs-100/", [options, &shell] { return make(*options, shell); });
   command->add_option("--out", options->out, "directory to write the four IDX files and classes.json to")->required();
   command->add_option("--seed", options->glyphs.seed, "the same seed and fonts give the same bytes")
       ->capture_default_str();
@@ -159,12 +159,8 @@ json to_json(const gpu::Dataset& data, std::size_t classes) {
   for (const auto label : data.labels) ++per_class[label];
   const auto [fewest, most] = std::ranges::minmax(per_class);
   const auto normalisation = gpu::measured(data);
-  return {{"items", data.count()},
-          {"shape", data.item},
-          {"fewest_of_a_class", fewest},
-          {"most_of_a_class", most},
-          {"mean", normalisation.mean},
-          {"std", normalisation.deviation}};
+  return {{"items", data.count()},   {"shape", data.item},         {"fewest_of_a_class", fewest},
+          {"most_of_a_class", most}, {"mean", normalisation.mean}, {"std", normalisation.deviation}};
 }
 
 std::string text_of(const json& document) {

@@ -22,11 +22,16 @@ constexpr int kSide = 28;
 constexpr std::size_t kPixels = kSide * kSide;
 constexpr std::size_t kFamiliesMin = 3;  // a side and character: fewer would ask about a font, not about a character
 
-// Left out: lower case that is the upper case made smaller (c k o p s u v w x z), what many faces draw alike (0 and O, l
-// and I, A and Greek or Cyrillic A), and signs of few strokes that noise would hide.
+// Left out: lower case that is the upper case made smaller (c k o p s u v w x z), what many faces draw alike (0 and O,
+// l and I, A and Greek or Cyrillic A), and signs of few strokes that noise would hide.
 constexpr std::u32string_view kCharacters =
-    U"ABCDEFGHIJKLMNOPQRSTUVWXYZ" U"abdefghijmnqrty" U"123456789"
-    U"ΓΔΘΛΞΠΣΦΨΩ" U"βγδεζηλμξπσω" U"БДЖИЙЦЧШЩЪЫЭЮЯ" U"!?&@#$%*+=(§£€";
+    U"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    U"abdefghijmnqrty"
+    U"123456789"
+    U"ΓΔΘΛΞΠΣΦΨΩ"
+    U"βγδεζηλμξπσω"
+    U"БДЖИЙЦЧШЩЪЫЭЮЯ"
+    U"!?&@#$%*+=(§£€";
 static_assert(kCharacters.size() == 100);
 
 std::string utf8(char32_t c) {
@@ -128,7 +133,8 @@ Expected<std::vector<Pool>> pools(const std::vector<Face>& faces, Side side, con
     if (by_family.size() < kFamiliesMin)
       return bad_input(options.fonts.string() + ": " + std::to_string(by_family.size()) + " families for \"" +
                        utf8(kCharacters[c]) + "\" on the side \"" + name(side) + "\", not the " +
-                       std::to_string(kFamiliesMin) + " it takes: install Debian's font packages "
+                       std::to_string(kFamiliesMin) +
+                       " it takes: install Debian's font packages "
                        "(bash apps/deps --fonts)");
     Pool pool;
     for (auto& [family, members] : by_family) pool.push_back(std::move(members));
@@ -142,7 +148,8 @@ Expected<std::vector<Pool>> pools(const std::vector<Face>& faces, Side side, con
 // Draws `rounds` images of each character. Families take turns, however many faces they have: Inter's thirty-six are
 // not more worth than the one of Havana.
 Expected<void> draw_rounds(const FreeType& freetype, const std::vector<Face>& faces, Side side, int rounds,
-                           const GlyphOptions& options, gpu::Dataset& data, std::set<std::size_t>& used, Progress& bar) {
+                           const GlyphOptions& options, gpu::Dataset& data, std::set<std::size_t>& used,
+                           Progress& bar) {
   const auto by_character = pools(faces, side, options);
   if (!by_character) return tl::unexpected(by_character.error());
   data.item = {1, kSide, kSide};

@@ -26,9 +26,9 @@ constexpr std::int64_t kFontBytesMax = 64 << 20;
 
 // The names of a family's faces, or how they begin: whole words, and "=" where no more words may follow; what stands
 // behind "-" is left out. Kin stand in one line: redrawings of one design (Hack is DejaVu Sans Mono, FreeSans is Nimbus
-// Sans, Carlito is Lato, Noto Sans is Open Sans) would tell the test's letters to the training. A font that is not named
-// here is not used, whoever installed it. Every one has been looked at: those are left out whose lower case is small
-// capitals, or whose Greek and Cyrillic stand at other characters' places.
+// Sans, Carlito is Lato, Noto Sans is Open Sans) would tell the test's letters to the training. A font that is not
+// named here is not used, whoever installed it. Every one has been looked at: those are left out whose lower case is
+// small capitals, or whose Greek and Cyrillic stand at other characters' places.
 constexpr std::string_view kFamilies[] = {
     "DejaVu,Hack,Bitstream Vera,Verana,Verana Sans,-DejaVu Math",
     "Nimbus Mono PS,Nimbus Roman,Nimbus Sans,FreeMono,FreeSans,FreeSerif,Switzera ADF",
@@ -212,8 +212,7 @@ std::string family_named(const std::string& name) {
 
 std::vector<long> points_of(const FT_Outline& outline) {
   std::vector<long> points;
-  for (int i = 0; i < outline.n_points; ++i)
-    points.insert(points.end(), {outline.points[i].x, outline.points[i].y});
+  for (int i = 0; i < outline.n_points; ++i) points.insert(points.end(), {outline.points[i].x, outline.points[i].y});
   return points;
 }
 
@@ -255,7 +254,9 @@ int difference_percent(const Print& a, const Print& b) {
   return 100 * differs / ink;
 }
 
-bool is_lower_of(char32_t lower, char32_t upper) { return lower >= U'a' && lower <= U'z' && lower - U'a' == upper - U'A'; }
+bool is_lower_of(char32_t lower, char32_t upper) {
+  return lower >= U'a' && lower <= U'z' && lower - U'a' == upper - U'A';
+}
 
 std::vector<char> told_apart(const FreeType& freetype, const Typeface& typeface, std::span<const char32_t> characters) {
   constexpr int kSmallCapital = 15, kSame = 3;  // percent
@@ -322,8 +323,8 @@ Typeface::Typeface(FreeType freetype, FT_FaceRec_* face)
 std::optional<Typeface> Typeface::open(const FreeType& freetype, const std::filesystem::path& file) {
   FT_Face face = nullptr;
   if (::FT_New_Face(freetype.handle(), file.c_str(), 0, &face) != 0) return {};
-  if (!FT_IS_SCALABLE(face) || !face->family_name || !face->charmap ||
-      face->charmap->encoding != FT_ENCODING_UNICODE || ::FT_Set_Pixel_Sizes(face, kPixels, kPixels) != 0) {
+  if (!FT_IS_SCALABLE(face) || !face->family_name || !face->charmap || face->charmap->encoding != FT_ENCODING_UNICODE ||
+      ::FT_Set_Pixel_Sizes(face, kPixels, kPixels) != 0) {
     ::FT_Done_Face(face);
     return {};
   }
@@ -347,9 +348,7 @@ FT_Outline_* Typeface::outline(char32_t character) const {
 
 // ---- faces and families --------------------------------------------------------------------------------------------
 
-const char* name(Side side) {
-  return side == Side::train ? "train" : side == Side::held_out ? "held out" : "test";
-}
+const char* name(Side side) { return side == Side::train ? "train" : side == Side::held_out ? "held out" : "test"; }
 
 Expected<std::vector<Face>> find_faces(const FreeType& freetype, const std::filesystem::path& directory,
                                        std::span<const char32_t> characters) {
@@ -367,10 +366,12 @@ Expected<std::vector<Face>> find_faces(const FreeType& freetype, const std::file
     const auto bytes = gpu::read_file(directory / files[i], kFontBytesMax);
     if (!bytes) return bad_input(bytes.error().what);
     auto has = told_apart(freetype, *typeface, characters);
-    faces.push_back({files[i], name, family, runtime::sha256(*bytes), Side::train, std::move(has), std::move(*typeface)});
+    faces.push_back(
+        {files[i], name, family, runtime::sha256(*bytes), Side::train, std::move(has), std::move(*typeface)});
   }
   if (faces.empty())
-    return bad_input(directory.string() + ": none of the fonts that glyphs-100 is drawn from is there: "
+    return bad_input(directory.string() +
+                     ": none of the fonts that glyphs-100 is drawn from is there: "
                      "install Debian's font packages (bash apps/deps --fonts)");
   return faces;
 }

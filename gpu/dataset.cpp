@@ -31,10 +31,10 @@ Expected<DatasetKind> dataset_kind(const std::filesystem::path& directory) {
   if (there(directory / "data_batch_1.bin") || there(directory / "test_batch.bin")) return DatasetKind::cifar10;
   if (there(directory / "train.bin") || there(directory / "test.bin")) return DatasetKind::cifar100;
   if (there(directory / "train") || there(directory / "test") || there(directory / "val")) return DatasetKind::folder;
-  return unexpected(Error{ErrorCode::unreadable,
-                          directory.string() + ": " + (there(directory) ? "holds no data set" : "not there") +
-                              ": looked for MNIST's train-images-idx3-ubyte[.gz], CIFAR's data_batch_1.bin or "
-                              "train.bin, and folders train/ and test/ or val/"});
+  return unexpected(
+      Error{ErrorCode::unreadable, directory.string() + ": " + (there(directory) ? "holds no data set" : "not there") +
+                                       ": looked for MNIST's train-images-idx3-ubyte[.gz], CIFAR's data_batch_1.bin or "
+                                       "train.bin, and folders train/ and test/ or val/"});
 }
 
 Expected<Dataset> load_dataset(const std::filesystem::path& directory, Split split, const DatasetOptions& options) {

@@ -12,9 +12,9 @@
 namespace coppice::gpu {
 
 struct Dataset {
-  Dims item;                              // {1, 28, 28}; {3, 32, 32}, red, green and blue
-  std::vector<std::uint8_t> pixels;       // [count, item]
-  std::vector<std::uint16_t> labels;      // [count]
+  Dims item;                                  // {1, 28, 28}; {3, 32, 32}, red, green and blue
+  std::vector<std::uint8_t> pixels;           // [count, item]
+  std::vector<std::uint16_t> labels;          // [count]
   std::vector<std::string> class_names = {};  // by label; empty where the files do not say
   std::int64_t count() const { return static_cast<std::int64_t>(labels.size()); }
 };
@@ -36,13 +36,13 @@ struct DatasetOptions {
   // Of a folder's images: the shorter side becomes `resize` pixels (0: as `side`), and the middle `side` x `side` of it
   // is the item.
   int side = 224, resize = 0;
-  bool grey = false;            // one channel instead of three
-  bool coarse = false;          // CIFAR-100's twenty superclasses instead of its hundred classes
+  bool grey = false;                               // one channel instead of three
+  bool coarse = false;                             // CIFAR-100's twenty superclasses instead of its hundred classes
   std::int64_t bytes_max = std::int64_t{8} << 30;  // a folder's items in all: they are held in memory
 };
 
-// Recognises the kind and reads one split of it. Errors: unreadable or malformed, naming the file, the field and what is
-// expected there. Sizes are bounded before anything is allocated: 2^20 items, images of 2^25 pixels.
+// Recognises the kind and reads one split of it. Errors: unreadable or malformed, naming the file, the field and what
+// is expected there. Sizes are bounded before anything is allocated: 2^20 items, images of 2^25 pixels.
 Expected<Dataset> load_dataset(const std::filesystem::path& directory, Split split, const DatasetOptions& options = {});
 
 // The same, of one kind. IDX: 256 x 256 pixels and 2^30 bytes at most; the classes' names are those of a classes.json

@@ -12,7 +12,7 @@ constexpr std::int64_t kFileItemsMax = 1 << 16, kNamesBytesMax = 1 << 16;
 
 struct Layout {
   std::vector<std::string> files;
-  std::string names;         // text file of the classes' names, one a line
+  std::string names;          // text file of the classes' names, one a line
   std::size_t labels, label;  // bytes before the pixels, and which of them counts
   std::size_t classes;
 };
@@ -24,7 +24,8 @@ Layout layout_of(Split split, DatasetKind kind, bool coarse) {
     return {{train ? "train.bin" : "test.bin"}, names, 2, coarse ? 0U : 1U, coarse ? 20U : 100U};
   }
   std::vector<std::string> files{"test_batch.bin"};
-  if (train) files = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"};
+  if (train)
+    files = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"};
   return {std::move(files), "batches.meta.txt", 1, 0, 10};
 }
 
@@ -63,13 +64,15 @@ Expected<std::vector<std::string>> names_in(const std::filesystem::path& file, s
   };
   for (const auto byte : *bytes) {
     const auto c = std::to_integer<char>(byte);
-    if (c == '\n') end_line();
-    else if (c != '\r') line += c;
+    if (c == '\n')
+      end_line();
+    else if (c != '\r')
+      line += c;
   }
   end_line();
   if (names.size() != classes)
-    return unexpected(Error{ErrorCode::malformed, file.string() + ": " + std::to_string(names.size()) +
-                                                      " names, not " + std::to_string(classes)});
+    return unexpected(Error{ErrorCode::malformed, file.string() + ": " + std::to_string(names.size()) + " names, not " +
+                                                      std::to_string(classes)});
   return names;
 }
 

@@ -23,7 +23,8 @@ unexpected<Error> fault(ErrorCode code, const fs::path& file, const std::string&
 
 bool is_image(const fs::path& file) {
   auto kind = file.extension().string();
-  std::ranges::transform(kind, kind.begin(), [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+  std::ranges::transform(kind, kind.begin(),
+                         [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
   return kind == ".jpg" || kind == ".jpeg" || kind == ".png";
 }
 
@@ -56,7 +57,8 @@ Expected<std::vector<std::string>> classes_in(const fs::path& directory) {
 // test/ or else val/; where there is no train/, the classes are those of what there is.
 Expected<fs::path> part_of(const fs::path& directory, Split split) {
   std::error_code ignored;
-  const auto names = split == Split::train ? std::vector<std::string>{"train"} : std::vector<std::string>{"test", "val"};
+  const auto names =
+      split == Split::train ? std::vector<std::string>{"train"} : std::vector<std::string>{"test", "val"};
   for (const auto& name : names)
     if (fs::is_directory(directory / name, ignored)) return directory / name;
   return fault(ErrorCode::unreadable, directory / names.front(),
@@ -130,8 +132,7 @@ Expected<std::vector<Labelled>> files_of(const fs::path& part, const std::vector
   std::vector<Labelled> out;
   for (const auto& name : *held) {
     const auto known = std::ranges::find(classes, name);
-    if (known == classes.end())
-      return fault(ErrorCode::malformed, part / name, "a class that train/ does not have");
+    if (known == classes.end()) return fault(ErrorCode::malformed, part / name, "a class that train/ does not have");
     const auto files = entries(part / name, [](const fs::directory_entry& entry, std::error_code& ignored) {
       return entry.is_regular_file(ignored) && is_image(entry.path());
     });

@@ -18,8 +18,8 @@ struct Image {
 
 constexpr std::int64_t kImageSideMax = 1 << 15, kImagePixelsMax = 1 << 25;
 
-// Transparent parts are black. Errors: malformed, naming `shown` and the field: what claims to be larger than the bounds
-// is refused before it is unpacked, what ends early is refused as a whole.
+// Transparent parts are black. Errors: malformed, naming `shown` and the field: what claims to be larger than the
+// bounds is refused before it is unpacked, what ends early is refused as a whole.
 Expected<Image> decode_image(std::span<const std::byte> bytes, bool grey, const std::string& shown);
 
 }  // namespace coppice::gpu

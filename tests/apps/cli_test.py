@@ -588,6 +588,43 @@ def test_plan_text_and_default_root(world):
     assert "tree from h0" in text and "bound 25/2 Mbit/s" in text and "-> sw ->" in text, text
 
 
+def test_data_describe(world):
+    told = document("data", "describe", world.data)
+    assert told["kind"] == "IDX" and told["classes"] == CLASSES, told
+    assert [told["parts"][part]["items"] for part in ("train", "test")] == [TRAIN, TEST], told
+    assert abs(told["parts"]["test"]["mean"] - world.pixels.mean() / 255) < 1e-5, told
+    assert abs(told["parts"]["test"]["std"] - world.pixels.std() / 255) < 1e-5, told
+    refused("data", "describe", world.root / "nowhere", says="nowhere")
+    refused("data", "describe", world.nets, says="train-images-idx3-ubyte")
+
+
+def test_data_glyphs(world):
+    empty = world.root / "no-fonts"
+    empty.mkdir()
+    refused("data", "glyphs-100", "--out", world.root / "g", "--fonts", empty, says="bash apps/deps --fonts")
+    refused("data", "glyphs-100", "--out", world.data / "t10k-images-idx3-ubyte.gz", says="--out")
+    made = call("data", "glyphs-100", "--out", world.root / "g1", "--train", 20, "--test", 2, "--json")
+    if made.returncode != 0:  # without the fonts there is nothing to draw
+        assert "bash apps/deps --fonts" in made.stderr, made.stderr
+        return
+    document("data", "glyphs-100", "--out", world.root / "g2", "--train", 20, "--test", 2)
+    document("data", "glyphs-100", "--out", world.root / "g3", "--train", 20, "--test", 2, "--seed", 2)
+    files = sorted(file.name for file in (world.root / "g1").iterdir())
+    assert files == ["classes.json", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", "train-images-idx3-ubyte",
+                     "train-labels-idx1-ubyte"], files
+    for name in files:
+        first, second, other = [(world.root / g / name).read_bytes() for g in ("g1", "g2", "g3")]
+        assert first == second and first != other, name
+    facts = json.loads((world.root / "g1" / "classes.json").read_text())
+    sides = {}
+    for face in facts["faces"]:
+        sides.setdefault(face["family"], set()).add(face["split"])
+    assert len(facts["classes"]) == 100 and all(len(side) == 1 for side in sides.values()), sides
+    told = document("data", "describe", world.root / "g1")
+    assert told["class_names"] == facts["classes"] and told["parts"]["train"]["most_of_a_class"] == 20, told
+    refused("data", "glyphs-100", "--out", world.root / "g1", says="there already")
+
+
 def test_plan_refuses(world):
     good = topology(world)
     refused("plan", "--topology", world.root / "no.json", "--op", "broadcast", says="no.json")

@@ -1,11 +1,10 @@
 #include <gtest/gtest.h>
+#include <jpeglib.h>  // after <cstdio>, which it needs
 #include <png.h>
 #include <zlib.h>
 
 #include <algorithm>
 #include <cstdio>
-
-#include <jpeglib.h>  // after <cstdio>, which it needs
 
 #include "gpu/dataset.hpp"
 #include "tests/gpu/scratch.hpp"

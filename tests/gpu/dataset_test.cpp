@@ -123,8 +123,8 @@ TEST(Dataset, TakesTheClassesNamesFromBesideTheImages) {
   const auto data = load_dataset(scratch.path(), Split::test);
   ASSERT_TRUE(data) << data.error().what;
   EXPECT_EQ(data->class_names, (std::vector<std::string>{"shirt", "shoe"}));
-  for (const char* wrong : {"", "[]", "{}", R"({"classes": 2})", R"({"classes": ["shirt", 2]})",
-                            R"({"classes": ["shirt"]})"}) {
+  for (const char* wrong :
+       {"", "[]", "{}", R"({"classes": 2})", R"({"classes": ["shirt", 2]})", R"({"classes": ["shirt"]})"}) {
     scratch.write("classes.json", wrong);
     const auto what = refusal(scratch, ErrorCode::malformed);
     EXPECT_NE(what.find("classes.json: its field \"classes\""), std::string::npos) << what;
