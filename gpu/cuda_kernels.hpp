@@ -19,7 +19,8 @@ struct SumsUp : std::false_type {};
 template <class Job>
 struct SumsUp<Job, std::void_t<decltype(std::declval<Job>().terms())>> : std::true_type {};
 
-// clang-format off: every job there is
+// Every job there is.
+// clang-format off
 #define COPPICE_EACH_JOB(X)                                                                                           \
   X(Pointwise) X(Strided) X(DirectConvolution) X(PoolGradient) X(ClampGradient) X(RunningNorm) X(NormApply)           \
   X(NormGradient) X(Descent) X(Pool) X(RowProducts) X(RepeatedSum) X(BiasGradient) X(BatchStatistics) X(NormGradientSums)
