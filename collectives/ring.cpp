@@ -21,14 +21,15 @@ class RingSearch {
 
   const std::vector<mpz_class>& left() const { return left_; }
 
-  // A ring on which every link has `units` to spare for each time that it is crossed; taken off what is left.
-  std::optional<Ring> find(const mpz_class& units, long& hops_left) {
+  // A ring from `start` on which every link has `units` to spare for each time it is crossed; taken off what is left.
+  std::optional<Ring> find(const mpz_class& units, int start, long& hops_left) {
+    start_ = start;
     units_ = units;
     hops_left_ = &hops_left;
     visited_.assign(index(network_.nodes()), 0);
     edges_.clear();
-    visited_[index(hosts_.front())] = 1;
-    if (!extend(hosts_.front(), 1)) return std::nullopt;
+    visited_[index(start)] = 1;
+    if (!extend(start, 1)) return std::nullopt;
     return Ring{network_.rate_of(units), edges_};
   }
 
@@ -79,7 +80,7 @@ class RingSearch {
         by[index(to)] = arc;
         if (network_.is_switch[index(to)] != 0) {
           open.push_back(to);
-        } else if (closing ? to == hosts_.front() : visited_[index(to)] == 0) {
+        } else if (closing ? to == start_ : visited_[index(to)] == 0) {
           Hop& hop = found.emplace_back(Hop{to, {}});
           for (int node = to; node != from; node = network_.arcs[index(by[index(node)])].from) {
             hop.arcs.push_back(by[index(node)]);
@@ -123,6 +124,7 @@ class RingSearch {
   const std::vector<int>& hosts_;
   std::vector<mpz_class> left_;  // [arcs]
   mpz_class units_;
+  int start_ = -1;
   long* hops_left_ = nullptr;
   std::vector<char> visited_;  // [nodes]
   std::vector<TreeEdge> edges_;
@@ -137,13 +139,18 @@ std::vector<mpz_class> distinct_widths(const std::vector<mpz_class>& left) {
   return widths;
 }
 
-std::optional<Ring> widest(RingSearch& search) {
+std::optional<Ring> widest(RingSearch& search, const std::vector<int>& hosts) {
   constexpr std::size_t kWidthsMax = 64;
   std::vector<mpz_class> widths = distinct_widths(search.left());
   if (widths.size() > kWidthsMax) widths.erase(widths.begin() + kWidthsMax, widths.end());
   for (const mpz_class& width : widths) {
-    long hops_left = kHopsMax;
-    if (auto ring = search.find(width, hops_left)) return ring;
+    // From several hosts: where a ring comes back to the one that it began at, that one's card must have room.
+    constexpr std::size_t kStartsMax = 16;
+    const std::size_t starts = std::min(hosts.size(), kStartsMax);
+    for (std::size_t start = 0; start < starts; ++start) {
+      long hops_left = kHopsMax / static_cast<long>(starts);
+      if (auto ring = search.find(width, hosts[start], hops_left)) return ring;
+    }
   }
   return std::nullopt;
 }
@@ -254,7 +261,7 @@ std::vector<Ring> disjoint_rings(const Network& network, const std::vector<int>&
   constexpr std::size_t kRingsMax = 64;
   std::vector<Ring> rings;
   while (rings.size() < kRingsMax) {
-    auto ring = widest(search);
+    auto ring = widest(search, hosts);
     if (!ring) break;
     rings.push_back(*std::move(ring));
   }
@@ -263,7 +270,7 @@ std::vector<Ring> disjoint_rings(const Network& network, const std::vector<int>&
 
 std::vector<Ring> widest_ring(const Network& network, const std::vector<int>& hosts) {
   RingSearch search(network, hosts);
-  auto ring = widest(search);
+  auto ring = widest(search, hosts);
   if (!ring) return {};
   auto back = search.backwards(*ring);
   std::vector<Ring> rings = {*std::move(ring)};
