@@ -124,6 +124,8 @@ OnnxReader::Done OnnxReader::begin(const onnx::NodeProto& n, int index) {
 OnnxReader::Done OnnxReader::node(const onnx::NodeProto& n) {
   const std::string& type = n.op_type();
   if (type == "Constant") return constant_operator(n);
+  if (type == "Shape") return shape_of(n);
+  if (computes_sizes(n)) return sizes(n);
   if (type == "Add") return add(n);
   if (type == "Concat") return concat(n);
   if (const auto in = value(n, 0)) return node(n, *in);
@@ -149,6 +151,7 @@ OnnxReader::Done OnnxReader::node(const onnx::NodeProto& n, int in) {
   if (type == "Transpose") return transpose(n, in);
   if (type == "Slice") return slice(n, in);
   if (type == "Split") return split(n, in);
+  if (type == "Pad") return pad(n, in);
   if (type == "Reshape" || type == "Flatten" || type == "Squeeze" || type == "Unsqueeze") return move(n, in);
   return unsupported(at_ + " is not an operator that is run here");
 }
@@ -197,6 +200,8 @@ Expected<std::optional<Dims>> OnnxReader::numbers(const onnx::NodeProto& n, int 
   const auto w = weight(n, i);
   if (!w || !w->values.empty() || w->dims.size() > 1)
     return unsupported(at_ + ": its " + name + " are not constant integers");
+  const auto batch = std::count(w->integers.begin(), w->integers.end(), kBatchSize);
+  if (batch > 0 && n.op_type() != "Reshape") return unsupported(at_ + ": its " + name + " are those of the batch");
   return std::optional(w->integers);
 }
 

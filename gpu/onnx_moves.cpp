@@ -109,6 +109,7 @@ Expected<Dims> OnnxReader::reshaped(const onnx::NodeProto& n, const Dims& whole)
   if (!target) return unexpected(target.error());
   if (!*target) return unsupported(at_ + ": its shape is not given");
   Dims to = **target;
+  if (!to.empty() && to[0] == kBatchSize && options_.first_axis_is_batch) to[0] = 1;
   const auto mismatch = [&] {
     return fault(ErrorCode::shape_mismatch, at_ + ": cannot make " + to_string(**target) + " of " + to_string(whole));
   };
@@ -326,6 +327,15 @@ OnnxReader::Done OnnxReader::split(const onnx::NodeProto& n, int in) {
   }
   return fault(ErrorCode::shape_mismatch, at_ + ": does not split " + std::to_string(size) + " in " +
                                               std::to_string(parts) + " parts" + (*named ? " as told" : ""));
+}
+
+// Exporters of old opsets write one that adds nothing before each pool.
+OnnxReader::Done OnnxReader::pad(const onnx::NodeProto& n, int in) {
+  const auto pads = numbers(n, 1, opset_ < 2 ? "paddings" : "pads", 11);
+  if (!pads) return unexpected(pads.error());
+  if (!*pads || std::any_of((*pads)->begin(), (*pads)->end(), [](auto pad) { return pad != 0; }))
+    return unsupported(at_ + ": adds pixels; give them to the layer after it");
+  return give(n, make(Identity{}, {in}));
 }
 
 }  // namespace coppice::gpu

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,6 +23,9 @@ class NodeProto;
 }  // namespace onnx
 
 namespace coppice::gpu {
+
+// In the shape of a value, as a constant that a graph may read: how many items there are, which is not known.
+inline constexpr std::int64_t kBatchSize = std::numeric_limits<std::int64_t>::min() + 1;
 
 // Every name must be known by the time it is read, so cycles cannot be.
 class OnnxReader {
@@ -107,6 +111,17 @@ class OnnxReader {
   Expected<int> sliced(int in, std::int64_t at, std::int64_t begin, std::int64_t end, std::int64_t step);
   int stepped(int in, int axis, std::int64_t begin, std::int64_t step, std::int64_t count);
   Done split(const onnx::NodeProto& n, int in);
+  Done pad(const onnx::NodeProto& n, int in);
+
+  // ---- sizes of shapes: onnx_sizes.cpp ----
+  bool computes_sizes(const onnx::NodeProto& n) const;
+  Done sizes(const onnx::NodeProto& n);
+  Done shape_of(const onnx::NodeProto& n);
+  Expected<Weight> gathered(const onnx::NodeProto& n) const;
+  Expected<Weight> joined(const onnx::NodeProto& n) const;
+  Expected<Weight> cut_sizes(const onnx::NodeProto& n) const;
+  Expected<Weight> cast(const onnx::NodeProto& n) const;
+  Expected<Weight> arithmetic(const onnx::NodeProto& n) const;
 
   const onnx::ModelProto& model_;
   const onnx::GraphProto& graph_;

@@ -590,6 +590,71 @@ TEST(Onnx, FoldsMovesOfConstants) {
   m.equals([](Builder& b) { b.push(Dense{3, ramp(12), {}}, {0}); });
 }
 
+// x.view(x.size(0), x.size(1) / 2 * 2, -1), as exporters write it.
+TEST(Onnx, WorksOutSizesOfShapes) {
+  const auto built = [](const Dims& batch_index, const std::string& leading) {
+    Model m({4, 2, 3});
+    m.target("batch", batch_index);
+    m.target("channel", {-3});
+    m.target("two", {2});
+    m.target("rest", {-1});
+    m.node("Shape", {"x"}, "shape");
+    m.node("Gather", {"shape", "batch"}, "items");
+    m.node("Gather", {"shape", "channel"}, "channels");
+    m.node("Div", {"channels", "two"}, "half");
+    Model::integer(m.node("Cast", {"half"}, "cast"), "to", onnx::TensorProto::INT64);
+    m.node("Mul", {"cast", "two"}, "even");
+    m.node("Add", {"items", "two"}, "more");
+    Model::integer(m.node("Concat", {leading, "even", "rest"}, "target"), "axis", 0);
+    m.node("Reshape", {"x", "target"});
+    return m;
+  };
+  Model whole({4, 2, 3});
+  whole.node("Shape", {"x"}, "shape");
+  whole.node("Reshape", {"x", "shape"});
+  whole.equals([](Builder& b) { b.identity(0); });
+  Model good = built({0}, "items");
+  good.graph.mutable_node()->DeleteSubrange(6, 1);  // the sum with the batch
+  good.equals([](Builder& b) { b.push(Reshape{{4, 6}}, {0}); });
+  built({0}, "more").refused(ErrorCode::unsupported_operator, "the_more");
+  built({9}, "items").refused(ErrorCode::shape_mismatch, "the_items");
+  Model swapped({4});
+  swapped.target("order", {1, 0});
+  swapped.node("Shape", {"x"}, "shape");
+  swapped.node("Gather", {"shape", "order"}, "target");
+  swapped.node("Reshape", {"x", "target"});
+  swapped.refused(ErrorCode::shape_mismatch, "the_y");
+  Model zero({4});
+  zero.target("zero", {0});
+  zero.node("Div", {"zero", "zero"}, "target");
+  zero.node("Reshape", {"x", "target"});
+  zero.refused(ErrorCode::unsupported_operator, "the_target");
+}
+
+TEST(Onnx, ReadsAPadThatAddsNothing) {
+  for (const std::int64_t top : {0, 1}) {
+    Model m({1, 4, 4}, 9);
+    Model::integers(m.node("Pad", {"x"}, "padded"), "pads", {0, 0, top, 0, 0, 0, 0, 0});
+    m.node("Relu", {"padded"});
+    if (top == 0) {
+      m.equals([](Builder& b) { b.relu(0); });
+    } else {
+      m.refused(ErrorCode::unsupported_operator, "the_padded");
+    }
+  }
+}
+
+TEST(Onnx, ListsOfSizesDoNotGrowWithoutBound) {
+  Model m({4});
+  m.target("l0", Dims(64, 1));
+  for (int i = 0; i < 60; ++i) {
+    const std::string from = "l" + std::to_string(i);
+    Model::integer(m.node("Concat", {from, from}, "l" + std::to_string(i + 1)), "axis", 0);
+  }
+  m.node("Reshape", {"x", "l60"});
+  m.refused(ErrorCode::malformed, "sizes");
+}
+
 // ---- what simplified() makes of it ----
 
 TEST(Onnx, ShufflesChannelsAgainAfterSimplifying) {
