@@ -97,7 +97,7 @@ class Grower {
 
 // ---- VGG ----
 
-void vgg(Grower& g, const std::array<int, 5>& layers) {
+void vgg(Grower& g, const std::vector<int>& layers) {
   constexpr std::array<std::int64_t, 5> kWidths{64, 128, 256, 512, 512};
   int value = 0;
   for (std::size_t stage = 0; stage < layers.size(); ++stage) {
@@ -130,8 +130,7 @@ int residual(Grower& g, const std::string& name, int in, std::int64_t width, std
     value = g.layer(name + ".conv1", value, {width, 3, stride});
     value = g.layer(name + ".conv2", value, {out, 3, 1, 1, Activation::none});
   }
-  if (stride != 1 || g.channels(in) != out)
-    in = g.layer(name + ".shortcut", in, {out, 1, stride, 1, Activation::none});
+  if (stride != 1 || g.channels(in) != out) in = g.layer(name + ".shortcut", in, {out, 1, stride, 1, Activation::none});
   return g.push(name + ".relu", Relu{}, {g.push(name + ".add", Add{}, {value, in})});
 }
 
@@ -150,7 +149,11 @@ void imagenet_resnet(Grower& g, const std::vector<int>& blocks, bool bottleneck)
   residual_stages(g, value, 64, blocks, bottleneck);
 }
 
-void cifar_resnet(Grower& g, int depth) {
+void basic_resnet(Grower& g, const std::vector<int>& blocks) { imagenet_resnet(g, blocks, false); }
+void bottleneck_resnet(Grower& g, const std::vector<int>& blocks) { imagenet_resnet(g, blocks, true); }
+
+void cifar_resnet(Grower& g, const std::vector<int>& depths) {
+  const int depth = depths.front();
   const int blocks = (depth - 2) / 6;
   residual_stages(g, g.layer("stem", 0, {g.scaled(16)}), 16, {blocks, blocks, blocks}, depth >= 44);
 }
@@ -167,23 +170,16 @@ int inverted_residual(Grower& g, const std::string& name, int in, std::int64_t e
   return stride == 1 && g.channels(in) == out ? g.push(name + ".add", Add{}, {in, value}) : value;
 }
 
-void mobilenet_v2(Grower& g) {
+void mobilenet_v2(Grower& g, const std::vector<int>& blocks) {
   struct Stage {
-    std::int64_t expansion, channels;
-    int blocks;
-    std::int64_t stride;
+    std::int64_t expansion, channels, stride;
   };
   const std::int64_t early = g.small() ? 1 : 2;
-  const std::array<Stage, 7> stages{{{1, 16, 1, 1},
-                                     {6, 24, 2, early},
-                                     {6, 32, 3, 2},
-                                     {6, 64, 4, 2},
-                                     {6, 96, 3, 1},
-                                     {6, 160, 3, 2},
-                                     {6, 320, 1, 1}}};
+  const std::array<Stage, 7> stages{
+      {{1, 16, 1}, {6, 24, early}, {6, 32, 2}, {6, 64, 2}, {6, 96, 1}, {6, 160, 2}, {6, 320, 1}}};
   int value = g.layer("stem", 0, {g.scaled(32), 3, early, 1, Activation::relu6});
   for (std::size_t s = 0; s < stages.size(); ++s)
-    for (int i = 0; i < stages[s].blocks; ++i)
+    for (int i = 0; i < blocks[s]; ++i)
       value = inverted_residual(g, "stage" + std::to_string(s + 1) + "." + std::to_string(i), value,
                                 stages[s].expansion, g.scaled(stages[s].channels), i == 0 ? stages[s].stride : 1);
   g.head(g.layer("last", value, {g.scaled(1'280), 1, 1, 1, Activation::relu6}));
@@ -208,18 +204,14 @@ int shuffle_unit(Grower& g, const std::string& name, int in, std::int64_t half, 
   return g.push(name + ".shuffle", ChannelShuffle{2}, {g.push(name + ".concat", Concat{0}, {beside, value})});
 }
 
-void shufflenet_v2(Grower& g) {
-  struct Stage {
-    std::int64_t half;  // of its channels
-    int units;
-  };
-  constexpr std::array<Stage, 3> kStages{{{58, 4}, {116, 8}, {232, 4}}};
+void shufflenet_v2(Grower& g, const std::vector<int>& units) {
+  constexpr std::array<std::int64_t, 3> kHalves{58, 116, 232};  // of each stage's channels
   int value = g.layer("stem", 0, {g.scaled(24), 3, g.small() ? 1 : 2});
   if (!g.small()) value = g.max_pool(value);
-  for (std::size_t s = 0; s < kStages.size(); ++s)
-    for (int i = 0; i < kStages[s].units; ++i)
-      value = shuffle_unit(g, "stage" + std::to_string(s + 2) + "." + std::to_string(i), value,
-                           g.scaled(kStages[s].half), i == 0 ? 2 : 1);
+  for (std::size_t s = 0; s < units.size(); ++s)
+    for (int i = 0; i < units[s]; ++i)
+      value = shuffle_unit(g, "stage" + std::to_string(s + 2) + "." + std::to_string(i), value, g.scaled(kHalves[s]),
+                           i == 0 ? 2 : 1);
   g.head(g.layer("last", value, {g.scaled(1'024), 1}));
 }
 
@@ -227,23 +219,24 @@ void shufflenet_v2(Grower& g) {
 
 struct Family {
   std::string_view name;
-  void (*grow)(Grower&);
+  void (*grow)(Grower&, const std::vector<int>&);
+  std::vector<int> numbers;  // layers or blocks of each stage; the depth of CIFAR's ResNets
 };
 
 const std::vector<Family>& families() {
   static const std::vector<Family> kAll{
-      {"vgg11-bn", [](Grower& g) { vgg(g, {1, 1, 2, 2, 2}); }},
-      {"vgg13-bn", [](Grower& g) { vgg(g, {2, 2, 2, 2, 2}); }},
-      {"vgg16-bn", [](Grower& g) { vgg(g, {2, 2, 3, 3, 3}); }},
-      {"vgg19-bn", [](Grower& g) { vgg(g, {2, 2, 4, 4, 4}); }},
-      {"resnet-18", [](Grower& g) { imagenet_resnet(g, {2, 2, 2, 2}, false); }},
-      {"resnet-50", [](Grower& g) { imagenet_resnet(g, {3, 4, 6, 3}, true); }},
-      {"resnet-20", [](Grower& g) { cifar_resnet(g, 20); }},
-      {"resnet-56", [](Grower& g) { cifar_resnet(g, 56); }},
-      {"resnet-110", [](Grower& g) { cifar_resnet(g, 110); }},
-      {"resnet-164", [](Grower& g) { cifar_resnet(g, 164); }},
-      {"mobilenet-v2", mobilenet_v2},
-      {"shufflenet-v2", shufflenet_v2},
+      {"vgg11-bn", vgg, {1, 1, 2, 2, 2}},
+      {"vgg13-bn", vgg, {2, 2, 2, 2, 2}},
+      {"vgg16-bn", vgg, {2, 2, 3, 3, 3}},
+      {"vgg19-bn", vgg, {2, 2, 4, 4, 4}},
+      {"resnet-18", basic_resnet, {2, 2, 2, 2}},
+      {"resnet-50", bottleneck_resnet, {3, 4, 6, 3}},
+      {"resnet-20", cifar_resnet, {20}},
+      {"resnet-56", cifar_resnet, {56}},
+      {"resnet-110", cifar_resnet, {110}},
+      {"resnet-164", cifar_resnet, {164}},
+      {"mobilenet-v2", mobilenet_v2, {1, 2, 3, 4, 3, 3, 1}},
+      {"shufflenet-v2", shufflenet_v2, {4, 8, 4}},
   };
   return kAll;
 }
@@ -277,7 +270,7 @@ Expected<Network> family(std::string_view name, const Dims& input, int classes, 
   if (!(width > 0 && width <= 8))
     return fault(ErrorCode::shape_mismatch, "its width must be above 0 and at most 8, not " + std::to_string(width));
   Grower grower(name, input, classes, seed, width);
-  found->grow(grower);
+  found->grow(grower, found->numbers);
   return grower.finish();
 }
 

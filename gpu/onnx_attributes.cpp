@@ -31,7 +31,7 @@ void pad_same(Axis& axis, std::int64_t size, bool more_after) {
 // Whether windows reach further than the padding did.
 bool pad_for_ceiling(Axis& axis, std::int64_t size) {
   const auto room = size + axis.before + axis.after - axis.span();
-  if (room < 0) return false;  // infer_shape says that no window fits
+  if (room < 0) return false;                                        // infer_shape says that no window fits
   auto last = (room + axis.stride - 1) / axis.stride * axis.stride;  // where the last window begins
   if (last >= size + axis.before) last -= axis.stride;
   const auto needed = last + axis.span() - size - axis.before;

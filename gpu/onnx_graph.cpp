@@ -12,7 +12,8 @@
 namespace coppice::gpu {
 namespace {
 
-constexpr int kNodesMax = 100'000;
+constexpr int kNodesMax = 100'000;         // of the graph
+constexpr std::size_t kMadeMax = 500'000;  // of the net: a slice with gaps takes one for each place
 // Of all nodes together: one initialiser that many nodes name must not multiply.
 constexpr std::size_t kParametersMax = std::size_t{1} << 28;
 constexpr std::int64_t kOpsetMax = 18;
@@ -21,11 +22,7 @@ constexpr std::int64_t kOpsetMax = 18;
 
 OnnxReader::OnnxReader(const onnx::ModelProto& model, std::string file, const OnnxOptions& options,
                        ExternalData external)
-    : model_(model),
-      graph_(model.graph()),
-      options_(options),
-      external_(std::move(external)),
-      file_(std::move(file)) {}
+    : model_(model), graph_(model.graph()), options_(options), external_(std::move(external)), file_(std::move(file)) {}
 
 Expected<Network> OnnxReader::read() {
   net_.name = file_;
@@ -99,8 +96,7 @@ Expected<Network> OnnxReader::finish() {
   // The last node is the output: nodes after it feed nothing that is asked for.
   net_.nodes.resize(static_cast<std::size_t>(out->second));
   if (net_.nodes.empty()) return malformed(file_ + ": the graph computes nothing");
-  if (auto shapes = infer_shapes(net_); !shapes)
-    return fault(shapes.error().code, file_ + ": " + shapes.error().what);
+  if (auto shapes = infer_shapes(net_); !shapes) return fault(shapes.error().code, file_ + ": " + shapes.error().what);
   return std::move(net_);
 }
 
@@ -178,9 +174,14 @@ bool OnnxReader::read_once(const onnx::NodeProto& n, int i) const {
 OnnxReader::Done OnnxReader::constant(const onnx::NodeProto& n, int i, const char* what, std::vector<float>& into) {
   const auto w = weight(n, i);
   if (!w || w->values.empty()) return unsupported(at_ + ": its " + what + " is not a float32 constant");
-  parameters_ += w->values.size();
-  if (parameters_ > kParametersMax) return malformed(file_ + ": more than 2^28 parameters");
+  if (auto ok = count(w->values.size()); !ok) return ok;
   into = w->values;
+  return {};
+}
+
+OnnxReader::Done OnnxReader::count(std::size_t more) {
+  parameters_ += more;
+  if (parameters_ > kParametersMax) return malformed(file_ + ": more than 2^28 parameters");
   return {};
 }
 
@@ -208,6 +209,10 @@ Expected<std::optional<Dims>> OnnxReader::numbers(const onnx::NodeProto& n, int 
 // Shapes are kept as nodes come, so that each is judged by what it really gets.
 int OnnxReader::make(Operator op, std::vector<int> inputs) {
   if (fault_) return -1;
+  if (net_.nodes.size() >= kMadeMax) {
+    fault_ = Error{ErrorCode::malformed, at_ + ": the graph needs more than 500,000 operators"};
+    return -1;
+  }
   Node made{made_ == 0 ? name_ : name_ + "." + std::to_string(made_), std::move(op), std::move(inputs)};
   ++made_;
   auto shape = infer_shape(made, shapes_);

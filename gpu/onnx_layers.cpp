@@ -109,8 +109,8 @@ OnnxReader::Done OnnxReader::gemm(const onnx::NodeProto& n, int in) {
   const bool output_first = integer(n, "transB", 0) != 0;
   const auto outer = w->dims[output_first ? 0 : 1], inner = w->dims[output_first ? 1 : 0];
   if (shape(in).back() != inner)
-    return fault(ErrorCode::shape_mismatch, at_ + ": its weight of " + to_string(w->dims) +
-                                                " does not fit an input of " + to_string(shape(in)));
+    return fault(ErrorCode::shape_mismatch,
+                 at_ + ": its weight of " + to_string(w->dims) + " does not fit an input of " + to_string(shape(in)));
   if (!output_first) matrix = transposed(matrix, inner, outer);
   const int made = product(in, std::move(matrix), 1, outer, inner);
   const float beta = real(n, "beta", 1);
@@ -162,8 +162,7 @@ bool OnnxReader::taken_as_bias(int in, const Dims& dims, const std::vector<float
 
 Expected<int> OnnxReader::constant_value(const Weight& w, const Dims& dims) {
   if (w.values.empty()) return unsupported(at_ + ": a constant that is not float32");
-  parameters_ += w.values.size();
-  if (parameters_ > (std::size_t{1} << 28)) return malformed(file_ + ": more than 2^28 parameters");
+  if (auto ok = count(w.values.size()); !ok) return unexpected(ok.error());
   return make(Constant{dims, w.values}, {});
 }
 

@@ -59,7 +59,8 @@ OnnxReader::Done OnnxReader::constant_operator(const onnx::NodeProto& n) {
     }
     if (a.name() == "value_float") return give(n, Weight{{}, {a.f()}, {}});
     if (a.name() == "value_int") return give(n, Weight{{}, {}, {a.i()}});
-    if (a.name() == "value_floats") return give(n, Weight{{a.floats_size()}, {a.floats().begin(), a.floats().end()}, {}});
+    if (a.name() == "value_floats")
+      return give(n, Weight{{a.floats_size()}, {a.floats().begin(), a.floats().end()}, {}});
     if (a.name() == "value_ints") return give(n, Weight{{a.ints_size()}, {}, {a.ints().begin(), a.ints().end()}});
   }
   return unsupported(at_ + ": only numbers and tensors of them");
@@ -79,8 +80,7 @@ OnnxReader::Done OnnxReader::move(const onnx::NodeProto& n, const Weight& consta
     weights_[n.output(0)] = weight(n, 0);
     return {};
   }
-  parameters_ += constants.values.size() + constants.integers.size();
-  if (parameters_ > (std::size_t{1} << 28)) return malformed(file_ + ": more than 2^28 parameters");
+  if (auto ok = count(constants.values.size() + constants.integers.size()); !ok) return ok;
   Weight made = constants;
   if (n.op_type() == "Transpose") {
     const auto axes = order(n, constants.dims.size());

@@ -54,6 +54,7 @@ class OnnxReader {
   // The floats of the node's constant input, copied; the integers, which may also be an attribute before an opset.
   Done constant(const onnx::NodeProto& n, int i, const char* what, std::vector<float>& into);
   Done optional_constant(const onnx::NodeProto& n, int i, const char* what, std::vector<float>& into);
+  Done count(std::size_t more);  // numbers that are copied, of all nodes together
   Expected<std::optional<Dims>> numbers(const onnx::NodeProto& n, int i, const char* name, int input_since) const;
 
   // Appends a node and gives its value. After a fault it does nothing, and give says what the fault was.

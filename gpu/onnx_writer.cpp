@@ -174,8 +174,8 @@ class Writer {
 // A value that no item changes is one item in the file, which only an Add repeats for a batch of any size.
 Expected<void> check_constants(const Network& net) {
   const auto refused = [](const Node& node) {
-    return unexpected(Error{ErrorCode::unsupported_operator,
-                            "node " + node.name + " (" + name(node.op) + "): ONNX cannot repeat a constant for each item"});
+    return unexpected(Error{ErrorCode::unsupported_operator, "node " + node.name + " (" + name(node.op) +
+                                                                 "): ONNX cannot repeat a constant for each item"});
   };
   std::vector<bool> same{false};  // for every item
   for (const auto& node : net.nodes) {

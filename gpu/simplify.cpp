@@ -53,9 +53,7 @@ class Moves {
   }
 
  private:
-  const Node* maker(int value) const {
-    return value == 0 ? nullptr : &net_.nodes[static_cast<std::size_t>(value) - 1];
-  }
+  const Node* maker(int value) const { return value == 0 ? nullptr : &net_.nodes[static_cast<std::size_t>(value) - 1]; }
   const Dims& shape(int value) const { return shapes_[static_cast<std::size_t>(value)]; }
 
   std::optional<std::int64_t> shuffles(const Node& last, const Dims& made) const {
@@ -71,7 +69,8 @@ class Moves {
     if (const auto* transpose = std::get_if<Transpose>(&node.op)) return in_order(transpose->order);
     if (const auto* shuffle = std::get_if<ChannelShuffle>(&node.op))
       return shuffle->groups == 1 || shuffle->groups == made[0];
-    const bool moves = reshapes(node) || std::holds_alternative<Slice>(node.op) || std::holds_alternative<Concat>(node.op);
+    const bool moves =
+        reshapes(node) || std::holds_alternative<Slice>(node.op) || std::holds_alternative<Concat>(node.op);
     return moves && shape(node.inputs.front()) == made;
   }
 
@@ -146,7 +145,8 @@ Network simplified(Network given) {
   Network out{std::move(net.name), std::move(net.input), {}};
   std::vector<int> renamed{0};
   for (auto& node : net.nodes) {
-    const auto old_source = node.inputs.empty() ? 0 : static_cast<std::size_t>(node.inputs.front());  // 0: nothing to fold into
+    const auto old_source =
+        node.inputs.empty() ? 0 : static_cast<std::size_t>(node.inputs.front());  // 0: nothing to fold into
     for (int& input : node.inputs) input = renamed[static_cast<std::size_t>(input)];
     const int source = node.inputs.empty() ? 0 : node.inputs.front();
     const auto* norm = std::get_if<BatchNorm>(&node.op);

@@ -43,7 +43,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 }
 
 std::vector<std::string> coppice::fuzz::seeds() {
-  const std::string images = big_endian(0x803) + big_endian(3) + big_endian(4) + big_endian(5) + std::string(60, '\x7F'),
+  const std::string images =
+                        big_endian(0x803) + big_endian(3) + big_endian(4) + big_endian(5) + std::string(60, '\x7F'),
                     labels = big_endian(0x801) + big_endian(3) + std::string("\0\1\2", 3);
-  return {std::string{static_cast<char>(images.size() / 256), static_cast<char>(images.size() % 256)} + images + labels};
+  return {std::string{static_cast<char>(images.size() / 256), static_cast<char>(images.size() % 256)} + images +
+          labels};
 }

@@ -113,7 +113,8 @@ TEST(Families, RefuseWhatTheyCannotBuild) {
   };
   refused("resnet-1001", {3, 32, 32}, 10, 1, ErrorCode::unsupported_operator);
   refused("", {3, 32, 32}, 10, 1, ErrorCode::unsupported_operator);
-  for (const Dims& input : std::vector<Dims>{{}, {3}, {3, 32}, {0, 32, 32}, {3, 7, 32}, {3, 32, 1 << 20}, {1, 3, 32, 32}})
+  for (const Dims& input :
+       std::vector<Dims>{{}, {3}, {3, 32}, {0, 32, 32}, {3, 7, 32}, {3, 32, 1 << 20}, {1, 3, 32, 32}})
     refused("vgg11-bn", input, 10, 1, ErrorCode::shape_mismatch);
   for (const int classes : {0, -1, 2'000'000}) refused("resnet-20", {3, 32, 32}, classes, 1, ErrorCode::shape_mismatch);
   for (const double width : {0.0, -1.0, 9.0, std::nan("")})

@@ -2,9 +2,9 @@
 //
 // A test is a model, its inputs and the outputs they must give. The first input is the net's; the others are bound as
 // initialisers, since weights, bounds and sizes are constants here. Of several outputs each is a net of its own. The
-// first axis is the batch where that can be, and else an axis of the one item. Outputs are compared as ONNX does, within
-// 1e-7 + 1e-3 |expected|: those of the plain definitions (tests/gpu/reference.hpp), which judge the parser, and those of
-// the CPU device.
+// first axis is the batch where that can be, and else an axis of the one item. Outputs are compared as ONNX does,
+// within 1e-7 + 1e-3 |expected|: those of the plain definitions (tests/gpu/reference.hpp), which judge the parser, and
+// those of the CPU device.
 #include <gtest/gtest.h>
 #include <onnx/onnx_pb.h>
 
@@ -27,10 +27,28 @@ namespace {
 
 const std::filesystem::path kData = "/usr/share/libonnx-testdata/data";
 
-const std::set<std::string> kOperators{
-    "Add",     "AveragePool", "BatchNormalization", "Clip",   "Concat",     "Constant", "Conv",  "Dropout",
-    "Flatten", "Gemm",        "GlobalAveragePool",  "Identity", "MatMul",   "MaxPool",  "ReduceMean",
-    "Relu",    "Reshape",     "Slice",              "Split",  "Squeeze",    "Transpose", "Unsqueeze"};
+const std::set<std::string> kOperators{"Add",
+                                       "AveragePool",
+                                       "BatchNormalization",
+                                       "Clip",
+                                       "Concat",
+                                       "Constant",
+                                       "Conv",
+                                       "Dropout",
+                                       "Flatten",
+                                       "Gemm",
+                                       "GlobalAveragePool",
+                                       "Identity",
+                                       "MatMul",
+                                       "MaxPool",
+                                       "ReduceMean",
+                                       "Relu",
+                                       "Reshape",
+                                       "Slice",
+                                       "Split",
+                                       "Squeeze",
+                                       "Transpose",
+                                       "Unsqueeze"};
 
 // What an operator of ours can say and nets for inference do not; each name is the test's, with its output after a
 // colon where that is not the first.
@@ -233,7 +251,8 @@ class BackendTests : public testing::Test {
     }
     std::printf("  skipped, operators not read: %zu:", by_operator);
     for (const auto& [reason, labels] : skipped_)
-      if (reason.starts_with("operator")) std::printf(" %s %zu", reason.substr(9, reason.size() - 18).c_str(), labels.size());
+      if (reason.starts_with("operator"))
+        std::printf(" %s %zu", reason.substr(9, reason.size() - 18).c_str(), labels.size());
     std::printf("\n");
     for (const auto& [reason, labels] : refused_) {
       std::printf("  not on the CPU device, %s:", reason.c_str());

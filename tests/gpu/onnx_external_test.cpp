@@ -98,9 +98,9 @@ TEST_F(OnnxExternal, IsNotReadForBytesWithoutADirectory) {
 }
 
 TEST_F(OnnxExternal, DoesNotLeaveTheDirectory) {
-  for (const auto& location : {std::string("../outside.bin"), std::string("parts/../../outside.bin"),
-                               (scratch_ / "outside.bin").string(), (scratch_ / "net/inside.bin").string(),
-                               std::string("/etc/passwd"), std::string("../net/inside.bin")})
+  for (const auto& location :
+       {std::string("../outside.bin"), std::string("parts/../../outside.bin"), (scratch_ / "outside.bin").string(),
+        (scratch_ / "net/inside.bin").string(), std::string("/etc/passwd"), std::string("../net/inside.bin")})
     refused({{"location", location}, {"length", "16"}}, ErrorCode::unreadable, "outside of the directory");
 }
 

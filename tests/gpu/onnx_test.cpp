@@ -300,8 +300,8 @@ TEST(Onnx, ReadsReshapeAsFlatten) {
     m.refused(ErrorCode::unsupported_operator, "the_y");
   }
   constexpr auto kMost = std::numeric_limits<std::int64_t>::max();
-  for (const Dims& target :
-       std::vector<Dims>{{-1, -1}, {0, 6}, {-5, 12}, {0, 0, 0, 0, 0}, {1, 24}, {0, 5, -1}, {kMost, kMost}, {0, 3, kMost}}) {
+  for (const Dims& target : std::vector<Dims>{
+           {-1, -1}, {0, 6}, {-5, 12}, {0, 0, 0, 0, 0}, {1, 24}, {0, 5, -1}, {kMost, kMost}, {0, 3, kMost}}) {
     Model m({3, 2, 2});
     m.target("t", target);
     m.node("Reshape", {"x", "t"});
@@ -381,12 +381,13 @@ TEST(Onnx, ChoosesPadsByItself) {
 
 TEST(Onnx, RoundsUpInCeilMode) {
   const auto pad = [](std::int64_t size, std::int64_t kernel, std::int64_t stride, std::int64_t around) {
-    return padded(size, [&](onnx::NodeProto& n) {
-             Model::integers(n, "kernel_shape", {kernel});
-             Model::integers(n, "strides", {stride});
-             Model::integers(n, "pads", {around, around});
-             Model::integer(n, "ceil_mode", 1);
-           })
+    return padded(size,
+                  [&](onnx::NodeProto& n) {
+                    Model::integers(n, "kernel_shape", {kernel});
+                    Model::integers(n, "strides", {stride});
+                    Model::integers(n, "pads", {around, around});
+                    Model::integer(n, "ceil_mode", 1);
+                  })
         .pad_right;
   };
   EXPECT_EQ(pad(4, 3, 2, 0), 1);
@@ -444,10 +445,10 @@ TEST(Onnx, ReadsSlicesInBothForms) {
     m.node("Slice", {"x", "starts", "ends", "axes", "steps"});
     m.refused(code, "the_y");
   };
-  refused({0}, {1}, {0}, {1}, ErrorCode::unsupported_operator);   // of the batch
-  refused({0}, {4}, {1}, {0}, ErrorCode::malformed);              // no step
-  refused({3}, {3}, {1}, {1}, ErrorCode::unsupported_operator);   // nothing
-  refused({0}, {2}, {3}, {1}, ErrorCode::shape_mismatch);         // no such axis
+  refused({0}, {1}, {0}, {1}, ErrorCode::unsupported_operator);         // of the batch
+  refused({0}, {4}, {1}, {0}, ErrorCode::malformed);                    // no step
+  refused({3}, {3}, {1}, {1}, ErrorCode::unsupported_operator);         // nothing
+  refused({0}, {2}, {3}, {1}, ErrorCode::shape_mismatch);               // no such axis
   refused({0, 1}, {2, 2}, {1, -2}, {1, 1}, ErrorCode::shape_mismatch);  // one axis twice
   refused({0, 1}, {2}, {1}, {1}, ErrorCode::malformed);
   refused({0}, {2}, {1, 2}, {1}, ErrorCode::malformed);
@@ -680,7 +681,8 @@ TEST(Onnx, WritesEveryOperator) {
   const int sum = b.add(b.push(Constant{{6}, ramp(6)}, {}), clip);
   const int aligned = b.add(sum, b.push(Reshape{{6, 1}}, {b.push(Slice{0, 0, 6}, {b.dense(b.flatten(0), 8)})}));
   const int both = b.push(Concat{0}, {aligned, b.push(Slice{0, 1, 3}, {0})});
-  const int shuffled = b.push(ChannelShuffle{2}, {b.push(BatchNorm{ramp(6), ramp(6), ramp(6), Numbers(6, 1), 1e-3F}, {both})});
+  const int shuffled =
+      b.push(ChannelShuffle{2}, {b.push(BatchNorm{ramp(6), ramp(6), ramp(6), Numbers(6, 1), 1e-3F}, {both})});
   b.push(Transpose{{2, 0, 1}}, {b.push(Reshape{{9, 6, 4}}, {shuffled})});
   const auto again = parse_onnx(to_onnx(b.net).value(), "again");
   ASSERT_TRUE(again) << again.error().what;
