@@ -102,7 +102,7 @@ struct Tensor {
 
 Tensor tensor(const onnx::TensorProto& proto) {
   Tensor out{{proto.dims().begin(), proto.dims().end()}, {proto.float_data().begin(), proto.float_data().end()}};
-  if (proto.has_raw_data()) {
+  if (!proto.raw_data().empty()) {
     out.values.resize(proto.raw_data().size() / sizeof(float));
     std::memcpy(out.values.data(), proto.raw_data().data(), out.values.size() * sizeof(float));
   }
