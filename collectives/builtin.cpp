@@ -67,6 +67,30 @@ std::string in_box(int boxes, int box, const std::string& id) {
   return boxes == 1 ? id : numbered("b", box) + "." + id;
 }
 
+// The same machine in GB/s, with its PCIe: pairs of GPUs on a switch of 12, two of these on each socket, 10 between
+// sockets.
+Topology dgx_1v_with_pcie() {
+  Topology topology = dgx_1v();
+  topology.name = "dgx-1v-pcie";
+  topology.unit = "GB/s";
+  for (Link& link : topology.links) link.capacity *= 25;
+  const int first = static_cast<int>(topology.nodes.size());
+  for (int at = 0; at < 4; ++at) topology.nodes.push_back({.id = numbered("plx", at), .is_switch = true});
+  for (int at = 0; at < 2; ++at) topology.nodes.push_back({.id = numbered("cpu", at), .is_switch = true});
+  const auto join = [&](int a, int b, int capacity) {
+    Link link;
+    link.from = a;
+    link.to = b;
+    link.capacity = capacity;
+    link.kind = "pcie";
+    topology.links.push_back(std::move(link));
+  };
+  for (int gpu = 0; gpu < 8; ++gpu) join(gpu, first + gpu / 2, 12);
+  for (int plx = 0; plx < 4; ++plx) join(first + plx, first + 4 + plx / 2, 12);
+  join(first + 4, first + 5, 10);
+  return topology;
+}
+
 // Boxes of eight GPUs on one NVSwitch, each GPU with a network card of its own on one of `rails` switches.
 Topology boxes_of_eight(const std::string& name, int boxes, int nvlink, int network, int rails) {
   Builder builder(name, "GB/s");
@@ -198,6 +222,7 @@ std::optional<Topology> machine(std::string_view name) {
   const std::string own(name);
   if (name == "dgx-1p") return dgx_1p();
   if (name == "dgx-1v") return dgx_1v();
+  if (name == "dgx-1v-pcie") return dgx_1v_with_pcie();
   if (name == "dgx-2") return dgx_2();
   if (const auto boxes = boxes_in(name, "dgx-a100")) return boxes_of_eight(own, *boxes, 300, 25, 2);
   if (const auto boxes = boxes_in(name, "h100")) return boxes_of_eight(own, *boxes, 450, 50, 8);
@@ -366,6 +391,7 @@ Expected<Topology> builtin_topology(std::string_view name) {
 std::vector<std::pair<std::string, std::string>> builtin_names() {
   return {{"dgx-1p", "8 P100, in NVLinks of 20 GB/s"},
           {"dgx-1v", "8 V100, in NVLinks of 25 GB/s"},
+          {"dgx-1v-pcie", "the same in GB/s, with its PCIe switches, for hybrid plans"},
           {"dgx-2", "16 V100 on an NVSwitch, 150 GB/s"},
           {"dgx-a100[xB]", "B boxes of 8 A100: 300 GB/s inside, 25 GB/s a GPU outside, on 2 rails"},
           {"h100[xB]", "B boxes of 8 H100: 450 GB/s inside, 50 GB/s a GPU outside, on 8 rails"},

@@ -15,9 +15,9 @@
 
 namespace coppice::collectives {
 
-// dgx-1p and dgx-1v: in NVLinks (20 and 25 GB/s each). dgx-2, dgx-a100[xB], h100[xB], mi250[xB], two-racks[xH],
-// fat-tree-K, torus-AxB[xC…], random-N[-SEED], star-N, complete-N, ring-N: see builtin_names.
-// Errors: malformed (no such name, or a size that no topology may have).
+// dgx-1p and dgx-1v: in NVLinks (20 and 25 GB/s each). dgx-1v-pcie, dgx-2, dgx-a100[xB], h100[xB], mi250[xB],
+// two-racks[xH], fat-tree-K, torus-AxB[xC…], random-N[-SEED], star-N, complete-N, ring-N: see builtin_names. Errors:
+// malformed (no such name, or a size that no topology may have).
 Expected<Topology> builtin_topology(std::string_view name);
 
 // One line a name: the pattern and what it stands for.

@@ -336,7 +336,7 @@ std::vector<Tree> paired(std::vector<Tree> out, std::vector<Tree> in) {
 std::vector<Tree> undirected_trees(const Situation& situation, const Network& network, const Rational& rate) {
   std::vector<Tree> best;
   const std::size_t count = situation.hosts.size();
-  const std::size_t roots = count <= 8 ? count : count <= 16 ? 4 : 1;
+  const std::size_t roots = count <= 16 ? std::min<std::size_t>(count, 4) : 1;
   for (std::size_t at = 0; at < roots; ++at) {
     const int root = situation.hosts[at * count / roots];
     auto arcs = orient(network, situation.hosts, root, rate);

@@ -361,10 +361,10 @@ TEST(ParsePlan, RefusesWhatIsNoPlan) {
 
 TEST(Builtin, AreValidAndOfTheirSizes) {
   const std::vector<std::pair<const char*, std::size_t>> expected = {
-      {"dgx-1p", 8},      {"dgx-1v", 8},     {"dgx-2", 16},      {"dgx-a100", 8},   {"dgx-a100x4", 32},
-      {"h100x2", 16},     {"mi250", 16},     {"mi250x2", 32},    {"two-racks", 8},  {"two-racksx3", 6},
-      {"fat-tree-4", 16}, {"torus-3x4", 12}, {"torus-2x2x2", 8}, {"random-12", 12}, {"random-12-9", 12},
-      {"star-5", 5},      {"ring-6", 6},     {"complete-7", 7}};
+      {"dgx-1p", 8},       {"dgx-1v", 8},      {"dgx-1v-pcie", 8}, {"dgx-2", 16},      {"dgx-a100", 8},
+      {"dgx-a100x4", 32},  {"h100x2", 16},     {"mi250", 16},      {"mi250x2", 32},    {"two-racks", 8},
+      {"two-racksx3", 6},  {"fat-tree-4", 16}, {"torus-3x4", 12},  {"torus-2x2x2", 8}, {"random-12", 12},
+      {"random-12-9", 12}, {"star-5", 5},      {"ring-6", 6},      {"complete-7", 7}};
   for (const auto& [name, count] : expected) {
     const auto topology = builtin_topology(name);
     ASSERT_TRUE(topology) << name;
