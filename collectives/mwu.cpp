@@ -94,14 +94,18 @@ class Weights {
   // Which candidates to take, each at the unit or not at all, for as many trees as can be and no more than `most`:
   // branch and bound of bounded effort.
   std::vector<int> whole(const Rational& unit, double most) {
+    // No packing takes so many trees of one unit: beyond, the number would only not fit.
+    constexpr double kUnitsMax = 1e6;
     left_.clear();
-    for (const Rational& capacity : capacity_)
-      left_.push_back(static_cast<int>(std::floor(capacity.get_d() / unit.get_d() + 1e-9)));
+    for (const Rational& capacity : capacity_) {
+      const double units = std::floor(capacity.get_d() / unit.get_d() + 1e-9);
+      left_.push_back(static_cast<int>(std::min(units, kUnitsMax)));
+    }
     counts_.assign(candidates_.size(), 0);
     best_ = counts_;
     best_trees_ = 0;
     steps_left_ = 20'000;
-    most_ = static_cast<int>(most);
+    most_ = static_cast<int>(std::min(most, kUnitsMax));
     choose(0);
     return best_;
   }

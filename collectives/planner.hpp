@@ -41,7 +41,7 @@ struct PlanRequest {
 
 // The bound and its certificate are exact for every planner, so plans of one request compare by their rates.
 // Errors: those of validate, unknown_node, bad_root, disconnected, not_planned.
-// Cost: direct links: 8 hosts about a millisecond, 128 some seconds; see apps/docs/planner.md.
+// Cost: direct links: 8 hosts a few milliseconds, 128 up to some seconds; see apps/docs/planner.md.
 Expected<Plan> make_plan(const Topology& topology, const PlanRequest& request);
 
 }  // namespace coppice::collectives
