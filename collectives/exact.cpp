@@ -103,6 +103,9 @@ Plan lone_plan(const Situation& situation) {
 // More hosts behind switches than this are not split apart: the flows would take minutes.
 constexpr std::size_t kSplitHostsMax = 64;
 
+// Trees from every host over every other are not laid along rings for more hosts than this: they would fill the memory.
+constexpr std::size_t kFromAllHostsMax = 1536;
+
 // ---- broadcast -----------------------------------------------------------------------------------------------------
 
 class Broadcast {
@@ -227,6 +230,7 @@ class Allgather {
  private:
   void find_trees(const Rational& part) {
     if (has_switched_arcs(coarse_) && situation_.hosts.size() > kSplitHostsMax) {
+      if (situation_.hosts.size() > kFromAllHostsMax) return;
       plan_.trees = trees_along(disjoint_rings(coarse_, situation_.hosts), situation_);
       if (grain_ != 0) return level();
       if (!has_servers(situation_)) return;
@@ -390,6 +394,29 @@ std::vector<Tree> trees_of(const Situation& situation, const BalancedSolution& s
   return in ? paired(*std::move(out), *std::move(in)) : std::vector<Tree>{};
 }
 
+// The widest tree there is, at what its links carry when it reduces and broadcasts at once.
+Tree both_ways(const Situation& situation) {
+  const int root = situation.hosts.front();
+  const CutBound cut = broadcast_bound(situation.network, root, situation.hosts);
+  Tree tree = widest_tree(situation.network, root, situation.hosts, cut.units);
+  std::map<std::pair<int, int>, unsigned long> crossings;
+  for (const TreeEdge& edge : tree.edges) {
+    for (std::size_t hop = 1; hop < edge.path.size(); ++hop) {
+      ++crossings[{edge.path[hop - 1], edge.path[hop]}];
+      ++crossings[{edge.path[hop], edge.path[hop - 1]}];
+    }
+  }
+  for (const Arc& arc : situation.network.arcs) {
+    const auto found = crossings.find({arc.from, arc.to});
+    if (found == crossings.end()) continue;
+    const Rational each(situation.network.rate_of(arc.units) / Rational(found->second));
+    tree.rate = std::min(tree.rate, each);
+    crossings.erase(found);
+  }
+  if (!crossings.empty()) tree.rate = 0;  // a link of one way only
+  return tree;
+}
+
 // Where nothing exact was found: the best of what can be made at any size.
 void keep_best(const Situation& situation, Plan& plan) {
   const auto offer = [&](std::vector<Tree> trees) {
@@ -398,9 +425,9 @@ void keep_best(const Situation& situation, Plan& plan) {
     plan.rate = sum_of(plan.trees);
   };
   if (!plan.optimal() && has_servers(situation)) offer(three_phase_trees(situation));
-  if (!plan.optimal() && plan.trees.empty()) {
-    offer(trees_along(widest_ring(situation.network, situation.hosts), situation));
-  }
+  if (plan.optimal() || !plan.trees.empty()) return;
+  if (situation.hosts.size() > kFromAllHostsMax) return offer({both_ways(situation)});
+  offer(trees_along(widest_ring(situation.network, situation.hosts), situation));
 }
 
 Plan general_allreduce(const Situation& situation, int grain) {
