@@ -21,9 +21,10 @@ struct SumsUp<Job, std::void_t<decltype(std::declval<Job>().terms())>> : std::tr
 
 // Every job there is.
 // clang-format off
-#define COPPICE_EACH_JOB(X)                                                                                           \
-  X(Pointwise) X(Strided) X(DirectConvolution) X(PoolGradient) X(ClampGradient) X(RunningNorm) X(NormApply)           \
-  X(NormGradient) X(Descent) X(Pool) X(RowProducts) X(RepeatedSum) X(BiasGradient) X(BatchStatistics) X(NormGradientSums)
+#define COPPICE_EACH_JOB(X)                                                                                  \
+  X(Pointwise) X(Strided) X(DirectConvolution) X(PoolGradient) X(ClampGradient) X(RunningNorm) X(NormApply)  \
+  X(NormGradient) X(Descent) X(Pool) X(RowProducts) X(RepeatedSum) X(BiasGradient) X(BatchStatistics)        \
+  X(NormGradientSums)
 // clang-format on
 
 }  // namespace coppice::gpu

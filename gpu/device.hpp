@@ -49,9 +49,9 @@ struct CpuOptions {
 
 Expected<std::unique_ptr<Device>> make_cpu_device(const CpuOptions& options);
 
-// "cpu" or "cuda:N", which counts in float32; "cuda:N:tf32" and "cuda:N:fp16" are faster and less exact. The CUDA plug-in
-// (libcoppice_cuda.so) is looked for beside the program, then in the library path; it is loaded only when asked for.
-// Errors: device_unavailable, saying what is missing.
+// "cpu" or "cuda:N", which counts in float32; "cuda:N:tf32" and "cuda:N:fp16" are faster and less exact. The CUDA
+// plug-in (libcoppice_cuda.so) is looked for beside the program, then in the library path; it is loaded only when asked
+// for. Errors: device_unavailable, saying what is missing.
 Expected<std::unique_ptr<Device>> make_device(std::string_view spec, const CpuOptions& cpu);
 
 }  // namespace coppice::gpu

@@ -1,8 +1,8 @@
 """The same nets in PyTorch, for tests/gpu/on_device: python3 on_device.py ours.json
 
 Prints one JSON document: what ours.json says, PyTorch's times, and ours over PyTorch's. PyTorch's share is as good as
-we know to make it: batch norms folded, cuDNN's own choice of algorithm timed, CUDA graphs, pinned memory, in each memory
-format; the best counts. Without PyTorch the document says so.
+we know to make it: batch norms folded, cuDNN's own choice of algorithm timed, CUDA graphs, pinned memory, in each
+memory format; the best counts. Without PyTorch the document says so.
 """
 
 import json
