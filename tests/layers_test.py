@@ -15,7 +15,7 @@ MAY_INCLUDE = {
 # Headers that others include must not drag these in: they cost seconds a file.
 HEAVY = re.compile(r"#include <(caf/(?!fwd)|dnnl|onnx/|google/protobuf|Eigen/|lemon/|toml)")
 HEAVY_AT_HOME = {"actors/type_ids.hpp", "coding/softmax_regression.hpp",  # private to their layer
-                 "gpu/cpu_training_graph.hpp", "gpu/cpu_training_parameters.hpp"}
+                 "gpu/cpu_memory.hpp", "gpu/cpu_net.hpp", "gpu/cpu_training_graph.hpp", "gpu/cpu_training_parameters.hpp"}
 TOP = {"CMakeLists.txt", "CMakePresets.json", "README.md", "ARCHITECTURE.md", "LICENSE", "pyproject.toml",
        "runtime", "actors", "gpu", "coding", "collectives", "apps", "tests", "build"}
 

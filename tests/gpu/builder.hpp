@@ -45,6 +45,10 @@ struct Builder {
     return push(Dense{out, std::move(weight), bias ? sample.floats(out) : std::vector<float>{}}, {in});
   }
   int relu(int in) { return push(Relu{}, {in}); }
+  int clip(int in) {
+    const auto low = draw(0, 1) == 0 ? 0.0F : sample.floats(1, -1, 0).front();
+    return push(Clip{low, sample.floats(1, 0.2F, 1).front()}, {in});
+  }
   int add(int a, int b) { return push(Add{}, {a, b}); }
   int flatten(int in) { return push(Flatten{}, {in}); }
   int identity(int in) { return push(Identity{}, {in}); }

@@ -109,6 +109,91 @@ RC_GTEST_PROP(CpuOperators, Dense, ()) {
   });
 }
 
+RC_GTEST_PROP(CpuOperators, ConvolutionWithDilation, ()) {
+  holds([](Builder& b) {
+    auto w = b.window(false);
+    w.kernel_h = std::min<std::int64_t>(w.kernel_h, 2);
+    w.dilation_h = b.draw(1, 3);
+    w.pad_top = w.pad_bottom = w.dilation_h;
+    b.clip(b.conv(0, w, b.draw(1, 20), 1, b.toss()));
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, ConvolutionOfManyChannelsAndFewPixels, ()) {
+  holds([](Builder& b) {
+    b.net.input = {b.draw(128, 140), b.draw(1, 5), b.draw(1, 5)};
+    const auto out = b.toss() ? b.net.input[0] : b.draw(128, 150), spread = b.draw(1, 2);
+    const Window w{3, 3, 1, 1, spread, 1, spread, 1, spread, 1};
+    const int conv = b.conv(0, w, out, 1, b.toss());
+    if (b.shape(conv) == b.net.input) b.add(conv, 0);
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, MaxPoolWithDilation, ()) {
+  holds([](Builder& b) {
+    b.net.input = {b.draw(1, 20), b.draw(5, 10), b.draw(5, 10)};
+    b.push(MaxPool{{2, 3, 1, 2, 0, 0, 0, 0, b.draw(1, 4), b.draw(1, 2)}}, {0});
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, Clip, ()) {
+  holds([](Builder& b) { b.clip(b.toss() ? b.flatten(0) : 0); });
+}
+
+RC_GTEST_PROP(CpuOperators, DepthwiseSeparableWithClips, ()) {
+  holds([](Builder& b) {
+    const auto wide = b.draw(1, 40);
+    const int expanded = b.clip(b.conv(0, {}, wide));
+    const int depthwise = b.clip(b.conv(expanded, {3, 3, 1, 1, 1, 1, 1, 1}, wide, wide));
+    b.add(b.conv(depthwise, {}, b.net.input[0]), 0);
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, ShuffledUnits, ()) {
+  holds([](Builder& b) {
+    const auto half = b.draw(1, 20);
+    b.net.input[0] = 2 * half;
+    int value = 0;
+    for (int unit = 0; unit < 3; ++unit) {
+      const int left = b.push(Slice{0, 0, half}, {value}), right = b.push(Slice{0, half, 2 * half}, {value});
+      const int branch = b.relu(b.conv(right, {3, 3, 1, 1, 1, 1, 1, 1}, half, b.toss() ? half : 1));
+      value = b.push(ChannelShuffle{2}, {b.push(Concat{0}, {left, branch})});
+    }
+    if (b.toss()) b.push(GlobalAveragePool{}, {value});
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, SumsOfAnyTwoThatRepeat, ()) {
+  holds([](Builder& b) {
+    const auto c = b.net.input[0], w = b.net.input[2];
+    const std::vector<Dims> shapes{{c, 1, 1}, {1, 1, w}, {w}, {1}, b.net.input, {1, b.net.input[1], 1}, {2, 1, 1, 1}};
+    const Dims dims = shapes[static_cast<std::size_t>(b.draw(0, 6))];
+    const int constant = b.push(Constant{dims, b.sample.floats(elements(dims))}, {});
+    const int sum = b.toss() ? b.add(constant, 0) : b.add(0, constant);
+    if (b.toss()) b.relu(sum);
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, ReshapesAndTransposes, ()) {
+  holds([](Builder& b) {
+    const Dims& in = b.net.input;
+    const int six = b.push(Reshape{{in[0], 1, in[1], 1, in[2], 1}}, {b.toss() ? b.conv3x3(0, in[0]) : 0});
+    const int turned = b.push(Transpose{{4, 1, 2, 5, 0, 3}}, {six});
+    const int image = b.push(Reshape{{in[2], in[1], in[0]}}, {turned});
+    if (b.toss()) b.conv3x3(image, 5);
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, SlicesAndConcatsAlongAnyAxis, ()) {
+  holds([](Builder& b) {
+    const int axis = static_cast<int>(b.draw(0, 2));
+    const auto size = b.net.input[static_cast<std::size_t>(axis)];
+    const int image = b.toss() ? b.conv3x3(0, b.net.input[0]) : 0;
+    const int part = b.push(Slice{axis, size / 2, size}, {image});
+    b.push(Concat{axis}, {part, image, part});
+  });
+}
+
 RC_GTEST_PROP(CpuOperators, ResidualAddWithAndWithoutRelu, ()) {
   holds([](Builder& b) {
     const int conv = b.conv3x3(0, b.net.input[0]);
@@ -166,6 +251,46 @@ TEST_F(CpuFusion, SeesReadersThroughIdentities) {
   agrees();
 }
 
+TEST_F(CpuFusion, KeepsAnAddendThatIsReadLater) {
+  const int first = b.relu(b.conv3x3(0, 20)), sum = b.relu(b.add(b.conv3x3(first, 20), first));
+  b.add(b.conv3x3(sum, 20), first);
+  agrees();
+}
+
+TEST_F(CpuFusion, KeepsAnAddendOfWhichASliceIsReadLater) {
+  const int first = b.relu(b.conv3x3(0, 32)), slice = b.push(Slice{0, 16, 32}, {first});
+  const int sum = b.add(b.conv3x3(first, 32), first);
+  b.push(Concat{0}, {sum, slice});
+  agrees();
+}
+
+TEST_F(CpuFusion, AddsAConvolutionToItsOwnInput) {
+  const int first = b.relu(b.conv3x3(0, 16));
+  b.add(b.conv3x3(first, 16), first);
+  agrees();
+}
+
+TEST_F(CpuFusion, AddsToTheLaterOfTwoConvolutions) {
+  b.relu(b.add(b.conv3x3(0, 20), b.conv(0, {}, 20)));
+  agrees();
+}
+
+TEST_F(CpuFusion, KeepsAClampedValueThatIsReadLater) {
+  const int pool = b.push(MaxPool{{2, 2, 1, 1, 0, 0, 0, 0}}, {0});
+  b.add(b.relu(pool), pool);
+  agrees();
+}
+
+TEST_F(CpuFusion, GivesAConstantOut) {
+  b.push(Constant{{2, 2}, {1, 2, 3, 4}}, {});
+  agrees();
+}
+
+TEST_F(CpuFusion, GivesASliceOfTheInputOut) {
+  b.push(Slice{0, 1, 2}, {0});
+  agrees();
+}
+
 TEST_F(CpuFusion, ReadsTheInputAgainAtTheEnd) {
   b.add(b.conv3x3(b.conv3x3(b.conv3x3(0, 24), 24), 3), 0);
   agrees();
@@ -215,7 +340,7 @@ TEST(CpuOperators, RefuseNetsWhoseShapesDoNotInfer) {
   bad.push_back({"forward", {2, 3, 3}, {{"a", Relu{}, {2}}, {"b", Relu{}, {1}}}});
   bad.push_back({"negative", {2, 3, 3}, {{"a", Relu{}, {-1}}, {"b", Relu{}, {1}}}});
   bad.push_back({"norm", {2, 3, 3}, {{"a", Convolution{{}, 0, 0, {}, {}}, {0}}, {"b", BatchNorm{}, {1}}}});
-  bad.push_back({"matrix", {3, 3}, {{"a", Relu{}, {0}}}});
+  bad.push_back({"matrix", {3, 3}, {{"a", MaxPool{}, {0}}}});
   for (const auto& net : bad) {
     const auto made = (*device)->compile(net, {1});
     ASSERT_FALSE(made) << net.name;

@@ -33,7 +33,7 @@ double error(const Network& net, std::uint64_t seed, int batch, int threads = 1)
 
 TEST(CpuDevice, AgreesWithTheDefinitionOnEveryKindOfNet) {
   EXPECT_TRUE(rc::check([](std::uint64_t seed) {
-    const auto net = random_net(seed, static_cast<int>(seed % 8) + 1);
+    const auto net = random_net(seed, static_cast<int>(seed % 8) + 1, Palette::all);
     RC_ASSERT(error(net, seed, static_cast<int>(seed % 3) + 1) < 1e-4);
   }));
 }
