@@ -1,7 +1,9 @@
 #include "apps/accuracy.hpp"
 #include "apps/command.hpp"
+#include "apps/compute_bench.hpp"
 #include "apps/fault_schedule.hpp"
 #include "apps/inference_bench.hpp"
+#include "apps/peer_engine.hpp"
 #include "apps/progress.hpp"
 #include "apps/session.hpp"
 #include "apps/table.hpp"
@@ -12,6 +14,11 @@ namespace {
 struct Options {
   std::string cluster, data, straggler, record;
   InferenceLoad load;
+};
+
+struct ComputeOptions {
+  ComputeLoad load;
+  std::string onnxruntime, openvino;
 };
 
 std::string summary(const nlohmann::json& r) {
@@ -70,11 +77,45 @@ runtime::Expected<void> bench_inference(const Options& options, const Shell& she
   return {};
 }
 
+runtime::Expected<void> bench_compute(const ComputeOptions& options, const Shell& shell) {
+  ComputeLoad load = options.load;
+  const auto found = [](const std::string& given, const char* library, const char* peer) {
+    auto path = find_peer(given, library);
+    if (!path) std::fprintf(stderr, "%s is not here (apps/deps --peers): going on without it\n", peer);
+    return path.value_or("");
+  };
+  load.onnxruntime = found(options.onnxruntime, "libonnxruntime", "ONNX Runtime");
+  load.openvino = found(options.openvino, "libopenvino_c", "OpenVINO");
+  Progress bar("nets", static_cast<std::int64_t>(load.nets.empty() ? compute_nets().size() : load.nets.size()));
+  load.progress = [&](std::int64_t done) { bar.at(done); };
+  const auto result = run_compute(load);
+  if (!result) return tl::unexpected(result.error());
+  if (shell.json) {
+    shell.print(*result);
+  } else {
+    std::fputs(compute_table(*result).c_str(), stdout);
+  }
+  return {};
+}
+
+void add_compute(CLI::App& bench, Shell& shell) {
+  auto options = std::make_shared<ComputeOptions>();
+  auto* command = add_command(bench, shell, "compute", "Time one item in whole nets and sub-nets beside other engines",
+                              "coppice bench compute --threads 1 --nets vgg,resnet-20 --json",
+                              [options, &shell] { return bench_compute(*options, shell); });
+  command->add_option("--threads", options->load.threads, "of every engine")->check(CLI::Range(1, 1'024))->capture_default_str();
+  command->add_option("--rounds", options->load.rounds, "in each, every engine runs once for a while")->check(CLI::Range(1, 10'000))->capture_default_str();
+  command->add_option("--nets", options->load.nets, "which; all by default")->delimiter(',');
+  command->add_option("--onnxruntime", options->onnxruntime, "its library, or a directory that holds it")->envname("COPPICE_ONNXRUNTIME");
+  command->add_option("--openvino", options->openvino, "its C library, or a directory that holds it")->envname("COPPICE_OPENVINO");
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app, Shell& shell) {
   auto* bench = app.add_subcommand("bench", "Measure against limits and peers");
   bench->require_subcommand(1);
+  add_compute(*bench, shell);
   auto options = std::make_shared<Options>();
   options->data = gpu::fashion_mnist_directory().string();
   auto* command = add_command(*bench, shell, "inference", "Answer items through a running cluster and judge every answer",
