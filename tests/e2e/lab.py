@@ -35,7 +35,15 @@ def free_ports(count):
 def listener(port):
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past connections may linger on the port
-        taken.bind(("127.0.0.1", port))
+        deadline = time.monotonic() + 5
+        while True:  # who held it a moment ago may still be on its way out
+            try:
+                taken.bind(("127.0.0.1", port))
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
         taken.listen()
         yield taken
 
