@@ -106,6 +106,8 @@ void add_compute(CLI::App& bench, Shell& shell) {
   command->add_option("--threads", options->load.threads, "of every engine")->check(CLI::Range(1, 1'024))->capture_default_str();
   command->add_option("--rounds", options->load.rounds, "in each, every engine runs once for a while")->check(CLI::Range(1, 10'000))->capture_default_str();
   command->add_option("--nets", options->load.nets, "which; all by default")->delimiter(',');
+  command->add_flag("--training", options->load.training, "also how fast nets learn, beside PyTorch");
+  command->add_option("--python", options->load.python, "one that has PyTorch")->envname("COPPICE_PYTHON");
   command->add_option("--onnxruntime", options->onnxruntime, "its library, or a directory that holds it")->envname("COPPICE_ONNXRUNTIME");
   command->add_option("--openvino", options->openvino, "its C library, or a directory that holds it")->envname("COPPICE_OPENVINO");
 }

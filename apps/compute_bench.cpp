@@ -10,6 +10,7 @@
 #include "apps/inference_bench.hpp"
 #include "apps/peer_engine.hpp"
 #include "apps/table.hpp"
+#include "apps/training_bench.hpp"
 #include "gpu/device.hpp"
 #include "gpu/families.hpp"
 #include "gpu/onnx_writer.hpp"
@@ -206,10 +207,19 @@ Expected<nlohmann::json> run_compute(const ComputeLoad& load) {
     rows.push_back(std::move(*made));
     if (load.progress) load.progress(static_cast<std::int64_t>(rows.size()));
   }
+  auto training = nlohmann::json::array();
+  if (load.training) {
+    TrainingBenchOptions how;
+    how.python = load.python;
+    how.threads = {load.threads};
+    auto measured = bench_training(how);
+    if (!measured) return tl::unexpected(measured.error());
+    training = std::move(*measured);
+  }
   return nlohmann::json{{"threads", load.threads},
                         {"nets", std::move(rows)},
                         {"geomean", number(whole > 0 ? std::exp(logs / whole) : kNaN)},
-                        {"training", nlohmann::json::array()}};
+                        {"training", std::move(training)}};
 }
 
 std::string compute_table(const nlohmann::json& result) {
@@ -221,7 +231,18 @@ std::string compute_table(const nlohmann::json& result) {
                     us("p99_us"), us("onnxruntime_us"), us("openvino_us"), fixed(or_nan(net["ratio"]), 3),
                     fixed(or_nan(net["ratio_range"][0]), 3) + "-" + fixed(or_nan(net["ratio_range"][1]), 3)});
   }
-  return table(rows) + "geometric mean of the whole nets: " + fixed(or_nan(result["geomean"]), 3) + "\n";
+  auto text = table(rows) + "geometric mean of the whole nets: " + fixed(or_nan(result["geomean"]), 3) + "\n";
+  if (result["training"].empty()) return text;
+  std::vector<std::vector<std::string>> learning{{"training", "batch", "threads", "ours images/s", "PyTorch images/s", "ratio"}};
+  for (const auto& net : result["training"]) {
+    const auto figure = [&](const char* key, int digits) {
+      return fixed(net.contains(key) ? or_nan(net[key]) : kNaN, digits);
+    };
+    learning.push_back({net["name"].get<std::string>(), std::to_string(net["batch"].get<int>()),
+                        std::to_string(net["threads"].get<int>()), figure("coppice_images_s", 0),
+                        figure("pytorch_images_s", 0), figure("ratio", 3)});
+  }
+  return text + "\n" + table(learning);
 }
 
 }  // namespace coppice::apps

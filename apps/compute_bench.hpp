@@ -14,6 +14,8 @@ struct ComputeLoad {
   int threads = 1, rounds = 15;
   std::vector<std::string> nets;      // empty: all
   std::string onnxruntime, openvino;  // libraries; empty: not here
+  bool training = false;              // also how fast nets learn, beside PyTorch
+  std::string python;                 // that has it
   std::function<void(std::int64_t done)> progress;
 };
 
