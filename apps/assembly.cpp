@@ -8,6 +8,7 @@
 #include <numeric>
 #include <optional>
 
+#include "apps/net_training.hpp"
 #include "apps/progress.hpp"
 #include "gpu/onnx.hpp"
 #include "runtime/cluster.hpp"
@@ -30,10 +31,6 @@ constexpr std::array kPenalties{1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2};
 constexpr int kRankingIterations = 30;
 
 std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
-
-double seconds_since(std::chrono::steady_clock::time_point begun) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
-}
 
 // ---- nets.json -----------------------------------------------------------------------------------------------------
 
@@ -93,9 +90,8 @@ void check_nets(const Nets& nets) {
   for (const auto& companion : nets.companions) {
     auto sorted = companion.classes;
     std::ranges::sort(sorted);
-    std::vector<int> all(nets.class_names.size());
-    std::iota(all.begin(), all.end(), 0);
-    if (sorted != all) throw Fault{"companions: " + companion.file + " must score every class once"};
+    if (sorted != all_classes(static_cast<int>(nets.class_names.size())))
+      throw Fault{"companions: " + companion.file + " must score every class once"};
   }
 }
 
@@ -135,12 +131,6 @@ Expected<json> read_json(const fs::path& file, std::size_t bytes_max) {
 
 // ---- the workers of a scheme ---------------------------------------------------------------------------------------
 
-std::vector<int> all_classes(const Nets& nets) {
-  std::vector<int> all(nets.class_names.size());
-  std::iota(all.begin(), all.end(), 0);
-  return all;
-}
-
 // Who answers with what, before any file is read.
 struct Layout {
   std::vector<NetFile> workers;
@@ -162,7 +152,7 @@ Expected<Layout> grouped(const Nets& nets, bool with_companions) {
 }
 
 Layout copies(const Nets& nets, const std::string& file, std::size_t count) {
-  const auto all = all_classes(nets);
+  const auto all = all_classes(static_cast<int>(nets.class_names.size()));
   const auto classes = static_cast<int>(all.size());
   return {std::vector<NetFile>(count, {file, all}),
           {static_cast<int>(count), 1},

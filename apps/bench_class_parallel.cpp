@@ -9,18 +9,20 @@
 namespace coppice::apps {
 namespace {
 
-std::string interval(const nlohmann::json& row) {
-  const auto half = row["interval"].is_null() ? std::string("-") : fixed(row["interval"].get<double>(), 2);
-  const double difference = row["difference"];
-  return (difference >= 0 ? "+" : "") + fixed(difference, 2) + " ± " + half;
+std::string with_interval(const nlohmann::json& row, const char* key) {
+  if (!row.contains(key)) return "";
+  const double mean = row[key]["mean"];
+  const auto& half = row[key]["interval"];
+  return (mean >= 0 ? "+" : "") + fixed(mean, 2) + " ± " + (half.is_null() ? "-" : fixed(half.get<double>(), 2));
 }
 
 std::string text(const nlohmann::json& rows) {
-  std::vector<std::vector<std::string>> out{
-      {"cell", "budget", "seeds", "multiply-adds a worker", "accuracy %", "against base, 95 %", "latency of base"}};
+  std::vector<std::vector<std::string>> out{{"cell", "budget", "seeds", "multiply-adds a worker", "accuracy %",
+                                             "against base, 95 %", "class parallelism's lead, 95 %", "latency of base"}};
   for (const auto& row : rows)
     out.push_back({row["cell"], fixed(row["budget"], 3), std::to_string(row["seeds"].get<int>()),
-                   std::to_string(row["macs_per_worker"].get<std::int64_t>()), fixed(row["test"], 2), interval(row),
+                   std::to_string(row["macs_per_worker"].get<std::int64_t>()), fixed(row["test"]["mean"], 2),
+                   with_interval(row, "against_base"), with_interval(row, "lead_of_class_parallel"),
                    fixed(row["latency_ratio"], 3)});
   return table(out);
 }
@@ -48,7 +50,7 @@ void add_bench_class_parallel(CLI::App& parent, Shell& shell) {
       parent, shell, "class-parallel", "Sub-nets against what a user would do instead, at equal compute a worker",
       "coppice bench class-parallel --data glyphs/ --groups 10 --budgets 0.1,0.05 --seeds 5 --out results.jsonl",
       [options, only_summary, &shell] { return bench(*options, *only_summary, shell); });
-  command->add_option("--data", options->data, "directory of the four IDX files")->envname("COPPICE_DATA")->capture_default_str();
+  command->add_option("--data", options->data, "directory of a data set (see coppice data)")->envname("COPPICE_DATA")->capture_default_str();
   command->add_option("--out", options->out, "a line of JSON for each cell; what is there is not measured again")->required();
   command->add_option("--groups", options->groups, "sub-nets")->check(CLI::Range(1, 1'000))->capture_default_str();
   command->add_option("--budgets", options->budgets, "multiply-adds of a sub-net, as shares of the base's")

@@ -7,6 +7,7 @@
 #include "apps/assembly.hpp"
 #include "apps/command.hpp"
 #include "apps/glyphs.hpp"
+#include "apps/net_training.hpp"
 #include "apps/table.hpp"
 
 namespace coppice::apps {
@@ -31,29 +32,14 @@ std::string word(std::int64_t value) {
   return bytes;
 }
 
-// Whole or not at all: what is being written has another name.
-Expected<void> write_file(const fs::path& file, std::string_view head, std::string_view body) {
-  auto unfinished = file;
-  unfinished += ".unfinished";
-  {
-    std::ofstream out(unfinished, std::ios::binary);
-    out << head << body;
-    if (!out.flush()) return failed(unfinished.string() + ": cannot be written: is there room?");
-  }
-  std::error_code fault;
-  fs::rename(unfinished, file, fault);
-  if (fault) return failed(file.string() + ": " + fault.message());
-  return {};
-}
-
 Expected<void> write_idx(const fs::path& directory, const std::string& prefix, const gpu::Dataset& data) {
   const auto head = word(0x803) + word(data.count()) + word(data.item[1]) + word(data.item[2]);
   const auto* pixels = reinterpret_cast<const char*>(data.pixels.data());
-  if (auto written = write_file(directory / (prefix + "-images-idx3-ubyte"), head, {pixels, data.pixels.size()});
+  if (auto written = write_whole(directory / (prefix + "-images-idx3-ubyte"), {head, {pixels, data.pixels.size()}});
       !written)
     return written;
   const std::string labels(data.labels.begin(), data.labels.end());
-  return write_file(directory / (prefix + "-labels-idx1-ubyte"), word(0x801) + word(data.count()), labels);
+  return write_whole(directory / (prefix + "-labels-idx1-ubyte"), {word(0x801) + word(data.count()), labels});
 }
 
 // ---- glyphs-100 ----------------------------------------------------------------------------------------------------
@@ -88,7 +74,7 @@ Expected<void> write_glyphs(const Glyphs& glyphs, const Options& options) {
                       {"held_out", glyphs.held_out},
                       {"freetype", glyphs.freetype},
                       {"faces", faces_json(glyphs.faces)}};
-  if (auto done = write_file(out / "classes.json", document.dump(1), "\n"); !done) return done;
+  if (auto done = write_whole(out / "classes.json", {document.dump(1), "\n"}); !done) return done;
   return write_idx(out, "train", glyphs.train);
 }
 

@@ -1,16 +1,13 @@
 #include "apps/from_scratch.hpp"
 
-#include <cmath>
+#include <algorithm>
 #include <fstream>
-#include <memory>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
 #include "apps/assembly.hpp"
-#include "apps/progress.hpp"
+#include "apps/net_training.hpp"
 #include "apps/subnets.hpp"
 #include "gpu/distill.hpp"
-#include "gpu/onnx_writer.hpp"
 
 namespace coppice::apps {
 namespace {
@@ -26,35 +23,24 @@ constexpr float kPeak = 0.15F;
 Expected<void> train_base(const FromScratchOptions& options, const fs::path& file) {
   const auto data = gpu::load_dataset(options.data, gpu::Split::train);
   if (!data) return tl::unexpected(reported(data.error()));
-  if (data->count() <= kHeldOut) return runtime::bad_input(options.data + " has too few training images");
+  const auto parts = hold_out(*data, kHeldOut, options.data);
+  if (!parts) return tl::unexpected(parts.error());
   auto device = gpu::make_cpu_device({options.threads});
   if (!device) return tl::unexpected(reported(device.error()));
-  std::vector<std::int64_t> items(static_cast<std::size_t>(data->count() - kHeldOut));
-  std::iota(items.begin(), items.end(), 0);
   const int classes = std::ranges::max(data->labels) + 1;
-  std::vector<int> all(static_cast<std::size_t>(classes));
-  std::iota(all.begin(), all.end(), 0);
   gpu::TrainerOptions how;
   how.epochs = options.base_epochs;
   how.schedule.peak = kPeak;
   how.augmentation = {2, true};
-  how.normalisation = gpu::measured(*data, items);
+  how.normalisation = gpu::measured(*data, parts->fit);
   how.seed = options.seed;
   how.threads = options.threads;
-  std::unique_ptr<Progress> bar;
-  how.progress = [&](const gpu::TrainingProgress& p) {
-    if (!bar) bar = std::make_unique<Progress>("training the base", p.steps);
-    bar->at(p.step);
-  };
+  how.progress = training_bar("training the base");
   const auto start = gpu::vgg(data->item, options.widths, classes, options.seed);
-  auto trained = gpu::train(**device, {start}, *data, items, gpu::ensemble_loss({{{all}}}, classes, nullptr, {}), how);
+  auto trained = gpu::train(**device, {start}, *data, parts->fit,
+                            gpu::ensemble_loss({{{all_classes(classes)}}}, classes, nullptr, {}), how);
   if (!trained) return tl::unexpected(reported(trained.error()));
-  const auto bytes = gpu::to_onnx(trained->nets.front());
-  if (!bytes) return tl::unexpected(reported(bytes.error()));
-  std::ofstream out(file, std::ios::binary | std::ios::trunc);
-  out.write(reinterpret_cast<const char*>(bytes->data()), std::ssize(*bytes));
-  if (!out.flush()) return runtime::failed("cannot write " + file.string());
-  return {};
+  return write_onnx(trained->nets.front(), file);
 }
 
 Expected<void> write_manifest(const Assembly& assembly, const fs::path& file) {

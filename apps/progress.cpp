@@ -7,6 +7,10 @@
 
 namespace coppice::apps {
 
+double seconds_since(std::chrono::steady_clock::time_point begun) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+}
+
 Progress::Progress(std::string label, std::int64_t total, std::int64_t begun)
     : label_(std::move(label)), total_(std::max<std::int64_t>(total, 1)), before_(begun),
       terminal_(::isatty(STDERR_FILENO) == 1), begun_(std::chrono::steady_clock::now()), last_(begun_) {}

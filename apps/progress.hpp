@@ -8,6 +8,8 @@
 
 namespace coppice::apps {
 
+double seconds_since(std::chrono::steady_clock::time_point begun);
+
 class Progress {
  public:
   // begun: how much was done before this process, which says nothing about how fast it goes.

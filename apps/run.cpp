@@ -138,11 +138,9 @@ runtime::Expected<void> run(const Options& options, const Shell& shell) {
   return {};
 }
 
-// "cpu" or "cuda:N"; empty when it is.
+// Empty where there is none.
 std::string device_fault(const std::string& spec) {
-  const bool cuda = spec.starts_with("cuda:") && spec.size() > 5 && spec.size() < 9 &&
-                    spec.find_first_not_of("0123456789", 5) == std::string::npos;
-  return spec == "cpu" || cuda ? "" : "must be cpu or cuda:N, not " + spec;
+  return gpu::parse_device(spec) ? "" : std::string("must be ") + gpu::kDeviceSpecs + ", not " + spec;
 }
 
 }  // namespace
@@ -155,8 +153,8 @@ void add_run(CLI::App& app, Shell& shell) {
   command->add_option("--model", options->model, "the net (ONNX)")->required();
   command->add_option("--input", options->input, "float32 .npy, one item or a batch along a first axis")->required();
   command->add_option("--output", options->output, "where its scores go (.npy)")->required();
-  command->add_option("--device", options->device, "cpu or cuda:N")
-      ->check(CLI::Validator(device_fault, "cpu|cuda:N"))
+  command->add_option("--device", options->device, gpu::kDeviceSpecs)
+      ->check(CLI::Validator(device_fault, "cpu|cuda:N[:tf32|:fp16]"))
       ->envname("COPPICE_DEVICE")
       ->capture_default_str();
   command->add_option("--threads", options->threads, "of each run on the CPU")

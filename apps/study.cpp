@@ -1,7 +1,7 @@
 #include "apps/study.hpp"
 
 #include <algorithm>
-#include <array>
+#include <boost/math/distributions/students_t.hpp>
 #include <chrono>
 #include <cmath>
 #include <fstream>
@@ -12,12 +12,12 @@
 #include <utility>
 
 #include "apps/assembly.hpp"
+#include "apps/net_training.hpp"
 #include "apps/progress.hpp"
 #include "apps/subnets.hpp"
 #include "gpu/decompose.hpp"
 #include "gpu/distill.hpp"
 #include "gpu/onnx.hpp"
-#include "gpu/onnx_writer.hpp"
 
 namespace coppice::apps {
 namespace {
@@ -26,8 +26,6 @@ using Clock = std::chrono::steady_clock;
 using runtime::Expected;
 using Items = std::vector<std::int64_t>;
 
-double seconds_since(Clock::time_point begun) { return std::chrono::duration<double>(Clock::now() - begun).count(); }
-
 struct StudyData {
   gpu::Dataset train, test;
   Items fit, held, scored;  // fit and held are of train, scored of test
@@ -35,26 +33,20 @@ struct StudyData {
   int classes = 0;
 };
 
-Items range(std::int64_t begin, std::int64_t end) {
-  Items out(static_cast<std::size_t>(end - begin));
-  std::iota(out.begin(), out.end(), begin);
-  return out;
-}
-
 Expected<StudyData> load(const StudyOptions& options) {
   auto train = gpu::load_dataset(options.data, gpu::Split::train);
   if (!train) return tl::unexpected(reported(train.error()));
   auto test = gpu::load_dataset(options.data, gpu::Split::test);
   if (!test) return tl::unexpected(reported(test.error()));
   StudyData data{std::move(*train), std::move(*test), {}, {}, {}, {}, 0};
-  if (data.train.count() <= options.held_out)
-    return runtime::bad_input("--held-out " + std::to_string(options.held_out) + ": there are only " +
-                              std::to_string(data.train.count()) + " training images");
-  const auto last = data.train.count() - options.held_out;
-  data.fit = range(0, options.most > 0 ? std::min(options.most, last) : last);
-  data.held = range(last, data.train.count());
-  data.scored = range(0, data.test.count());
-  data.normalisation = gpu::measured(data.train, range(0, last));
+  auto parts = hold_out(data.train, options.held_out, options.data);
+  if (!parts) return tl::unexpected(parts.error());
+  data.normalisation = gpu::measured(data.train, parts->fit);
+  data.fit = std::move(parts->fit);
+  if (options.most > 0 && options.most < std::ssize(data.fit)) data.fit.resize(static_cast<std::size_t>(options.most));
+  data.held = std::move(parts->held);
+  data.scored.resize(static_cast<std::size_t>(data.test.count()));
+  std::iota(data.scored.begin(), data.scored.end(), 0);
   data.classes = std::ranges::max(data.train.labels) + 1;
   return data;
 }
@@ -125,18 +117,14 @@ class SeedRun {
     t.normalisation = data_.normalisation;
     t.seed = static_cast<std::uint64_t>(seed_);
     t.threads = options_.threads;
-    auto bar = std::make_shared<std::optional<Progress>>();
-    t.progress = [bar, label](const gpu::TrainingProgress& p) {
-      if (!*bar) bar->emplace(label, p.steps);
-      (*bar)->at(p.step);
-    };
+    t.progress = training_bar(label);
     return t;
   }
   std::string label(const std::string& what) const { return "seed " + std::to_string(seed_) + ", " + what; }
 
   // The base is kept beside the results: what depends on it can go on without training it again.
   Expected<void> make_base() {
-    const auto file = options_.out.string() + ".base" + std::to_string(seed_) + ".onnx";
+    const auto file = options_.out.string() + ".nets/seed" + std::to_string(seed_) + "-1.0-base-0.onnx";
     if (results_.has(seed_, 1, "base")) {
       auto known = gpu::load_onnx(file);
       if (known) {
@@ -151,40 +139,41 @@ class SeedRun {
                               trainer(options_.base_epochs, options_.base_peak, label("base")));
     if (!trained) return tl::unexpected(reported(trained.error()));
     base_ = std::move(trained->nets.front());
-    const auto bytes = gpu::to_onnx(base_);
-    if (!bytes) return tl::unexpected(reported(bytes.error()));
-    std::ofstream(file, std::ios::binary).write(reinterpret_cast<const char*>(bytes->data()), std::ssize(*bytes));
     return judge({"base", {base_}, {whole()}}, 1, seconds_since(begun));
   }
 
-  gpu::Ensemble whole() const {
-    std::vector<int> classes(static_cast<std::size_t>(data_.classes));
-    std::iota(classes.begin(), classes.end(), 0);
-    return {{classes}};
-  }
+  gpu::Ensemble whole() const { return {{all_classes(data_.classes)}}; }
 
   bool wanted(double budget, const std::string& cell) const {
     return std::ranges::find(options_.cells, cell) != options_.cells.end() && !results_.has(seed_, budget, cell);
   }
 
-  gpu::DecomposeOptions decomposing(double budget, gpu::Ranking ranking) const {
-    gpu::DecomposeOptions d;
-    d.groups = options_.groups;
-    d.budget.multiply_adds = budget;
-    d.ranking = ranking;
-    d.seed = static_cast<std::uint64_t>(seed_);
-    d.normalisation = data_.normalisation;
-    return d;
+  // Once a seed: no budget changes what channels are worth.
+  Expected<void> dissect() {
+    gpu::DecomposeOptions how;
+    how.groups = options_.groups;
+    how.seed = static_cast<std::uint64_t>(seed_);
+    how.normalisation = data_.normalisation;
+    auto anatomy = gpu::dissect(*all_, base_, data_.train, data_.fit, how);
+    if (!anatomy) return tl::unexpected(reported(anatomy.error()));
+    anatomy_ = std::move(*anatomy);
+    auto group = gpu::study_group(*all_, *anatomy_, whole().outputs.front(), data_.train, data_.fit, how);
+    if (!group) return tl::unexpected(reported(group.error()));
+    all_together_ = std::move(*group);
+    return {};
   }
 
   Expected<void> at_budget(double budget) {
     bool todo = false;
     for (const auto& cell : options_.cells) todo = todo || wanted(budget, cell);
     if (!todo) return {};
-    const auto how = decomposing(budget, gpu::Ranking::taylor);
-    const auto parts = gpu::decompose(*all_, base_, data_.train, data_.fit, how);
+    if (!anatomy_)
+      if (auto done = dissect(); !done) return done;
+    gpu::Budget within;
+    within.multiply_adds = budget;
+    const auto parts = gpu::subnets_of(*anatomy_, within);
     if (!parts) return tl::unexpected(reported(parts.error()));
-    const auto control = gpu::slim_for(*all_, *parts, whole().outputs.front(), data_.train, data_.fit, how);
+    const auto control = gpu::slim_for(*anatomy_, all_together_, within);
     if (!control) return tl::unexpected(reported(control.error()));
 
     std::vector<Cell> cells;
@@ -200,8 +189,7 @@ class SeedRun {
     if (wanted(budget, "random")) {
       std::optional<runtime::Error> fault;
       cells.push_back(together("random", *parts, [&](const gpu::Subnet& subnet, int i) {
-        const auto scores = gpu::importance(parts->statistics, subnet.classes, gpu::Ranking::random, seed_of(200 + i));
-        auto net = gpu::slimmed(parts->base, subnet.shape, gpu::dearest(parts->base, subnet.shape, scores), subnet.classes);
+        auto net = reranked(subnet, gpu::Ranking::random, seed_of(200 + i));
         if (!net) fault = reported(net.error());
         return net ? std::move(*net) : gpu::Network{};
       }));
@@ -216,10 +204,17 @@ class SeedRun {
 
   std::uint64_t seed_of(int what) const { return static_cast<std::uint64_t>(seed_) * 1'000 + static_cast<std::uint64_t>(what); }
 
+  // A sub-net of the same shape, its channels chosen in another way.
+  gpu::Expected<gpu::Network> reranked(const gpu::Subnet& subnet, gpu::Ranking ranking, std::uint64_t seed) const {
+    const auto scores = gpu::importance(anatomy_->statistics, subnet.classes, ranking, seed);
+    const auto& base = anatomy_->base;
+    return gpu::slimmed(base, subnet.shape, gpu::dearest(base, subnet.shape, scores), subnet.classes);
+  }
+
   template <class Make>
-  Cell together(const std::string& name, const gpu::Decomposition& parts, Make make) {
+  Cell together(const std::string& name, const std::vector<gpu::Subnet>& parts, Make make) {
     Cell cell{name, {}, {{}}};
-    for (const auto& subnet : parts.subnets) {
+    for (const auto& subnet : parts) {
       cell.nets.push_back(make(subnet, static_cast<int>(cell.nets.size())));
       cell.ensembles.front().outputs.push_back(subnet.classes);
     }
@@ -254,12 +249,11 @@ class SeedRun {
 
   // The reference's recipe: channels by APoZ, each net alone, "other" as one more class, every class as heavy as all
   // others; as many images a sub-net as the rest of the cells saw, and no teacher.
-  Expected<void> sensai(const gpu::Decomposition& parts, double budget) {
+  Expected<void> sensai(const std::vector<gpu::Subnet>& parts, double budget) {
     const auto begun = Clock::now();
     Cell cell{"sensai", {}, {{}}};
-    for (const auto& subnet : parts.subnets) {
-      const auto scores = gpu::importance(parts.statistics, subnet.classes, gpu::Ranking::apoz, 0);
-      auto net = gpu::slimmed(parts.base, subnet.shape, gpu::dearest(parts.base, subnet.shape, scores), subnet.classes);
+    for (const auto& subnet : parts) {
+      auto net = reranked(subnet, gpu::Ranking::apoz, 0);
       if (net) net = gpu::with_other(std::move(*net), seed_of(400));
       if (!net) return tl::unexpected(reported(net.error()));
       auto items = gpu::balanced_items(data_.train, data_.fit, subnet.classes);
@@ -305,6 +299,19 @@ class SeedRun {
     }
   }
 
+  // The nets beside the results, so that a figure can be looked into.
+  Expected<void> keep(const Cell& cell, double budget) {
+    const std::filesystem::path directory = options_.out.string() + ".nets";
+    std::error_code fault;
+    std::filesystem::create_directories(directory, fault);
+    if (fault) return runtime::failed(directory.string() + ": " + fault.message());
+    for (std::size_t i = 0; i < cell.nets.size(); ++i) {
+      const auto name = "seed" + std::to_string(seed_) + "-" + nlohmann::json(budget).dump() + "-" + cell.name + "-" + std::to_string(i);
+      if (auto written = write_onnx(cell.nets[i], directory / (name + ".onnx")); !written) return written;
+    }
+    return {};
+  }
+
   Expected<void> judge(const Cell& cell, double budget, double seconds) {
     const auto held = answers(cell, data_.train, data_.held);
     if (!held) return tl::unexpected(held.error());
@@ -316,17 +323,18 @@ class SeedRun {
       const auto products = gpu::multiply_adds(net);
       most = std::max(most, products);
       total += products;
-      const auto took = latency_us(net);
+      const auto took = latency_ratio(net, base_);
       if (!took) return tl::unexpected(took.error());
       slowest = std::max(slowest, *took);
     }
+    if (auto kept = keep(cell, budget); !kept) return kept;
     return results_.add({{"seed", seed_},
                          {"budget", budget},
                          {"cell", cell.name},
                          {"nets", cell.nets.size()},
                          {"macs_per_worker", most},
                          {"macs_total", total},
-                         {"latency_us", std::round(slowest * 10) / 10},
+                         {"latency_ratio", std::round(slowest * 1e4) / 1e4},
                          {"held_out", gpu::accuracy_percent(*held, data_.classes, data_.train, data_.held)},
                          {"test", gpu::accuracy_percent(*test, data_.classes, data_.test, data_.scored)},
                          {"seconds", std::round(seconds)}});
@@ -338,10 +346,31 @@ class SeedRun {
   int seed_;
   std::unique_ptr<gpu::Device> single_, all_;
   gpu::Network base_;
+  std::optional<gpu::Anatomy> anatomy_;
+  gpu::GroupStudy all_together_;  // of all classes: for the whole nets
 };
 
-// Two-sided 95 % of Student's t, one to nine degrees of freedom.
-constexpr std::array kT975{12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262};
+// A mean over seeds with the two-sided 95 % of Student's t.
+struct Estimate {
+  double mean = 0;
+  std::optional<double> half_width;  // none from a single seed
+};
+
+Estimate estimate(const std::vector<double>& values) {
+  Estimate out;
+  const auto n = static_cast<double>(values.size());
+  for (const double value : values) out.mean += value / n;
+  if (values.size() < 2) return out;
+  double squares = 0;
+  for (const double value : values) squares += (value - out.mean) * (value - out.mean);
+  const boost::math::students_t t(n - 1);
+  out.half_width = boost::math::quantile(t, 0.975) * std::sqrt(squares / (n - 1) / n);
+  return out;
+}
+
+nlohmann::json to_json(const Estimate& e) {
+  return {{"mean", e.mean}, {"interval", e.half_width ? nlohmann::json(*e.half_width) : nlohmann::json()}};
+}
 
 }  // namespace
 
@@ -355,42 +384,39 @@ Expected<void> run_study(const StudyOptions& options) {
 }
 
 Expected<nlohmann::json> study_summary(const std::filesystem::path& file) {
+  using Rows = std::map<int, const nlohmann::json*>;  // by seed
   const Results results(file);
-  std::map<int, double> base;
-  std::map<int, double> base_latency;
-  for (const auto& row : results.rows())
-    if (row.at("cell") == "base") {
-      base[row.at("seed")] = row.at("test");
-      base_latency[row.at("seed")] = row.at("latency_us");
+  std::map<std::pair<double, std::string>, Rows> cells;
+  for (const auto& row : results.rows()) cells[{-row.at("budget").get<double>(), row.at("cell")}][row.at("seed")] = &row;
+  const auto base = cells.find({-1.0, "base"});
+  if (base == cells.end()) return runtime::bad_input(file.string() + " holds no results");
+
+  // One number a seed that both have; against nothing: the number itself.
+  const auto paired = [](const Rows& ours, const Rows* theirs, const char* key) {
+    std::vector<double> out;
+    for (const auto& [seed, row] : ours) {
+      const double value = row->at(key);
+      if (theirs == nullptr) out.push_back(value);
+      else if (const auto other = theirs->find(seed); other != theirs->end()) out.push_back(value - other->second->at(key).get<double>());
     }
-  if (base.empty()) return runtime::bad_input(file.string() + " holds no results");
-  std::map<std::pair<double, std::string>, std::vector<const nlohmann::json*>> cells;
-  for (const auto& row : results.rows())
-    if (base.contains(row.at("seed"))) cells[{-row.at("budget").get<double>(), row.at("cell")}].push_back(&row);
+    return estimate(out);
+  };
   nlohmann::json out = nlohmann::json::array();
   for (const auto& [key, rows] : cells) {
-    double mean = 0, difference = 0, squares = 0, latency = 0;
-    const auto n = static_cast<double>(rows.size());
-    for (const auto* row : rows) {
-      mean += row->at("test").get<double>() / n;
-      difference += (row->at("test").get<double>() - base[row->at("seed")]) / n;
-      latency += row->at("latency_us").get<double>() / base_latency[row->at("seed")] / n;
-    }
-    for (const auto* row : rows) {
-      const double d = row->at("test").get<double>() - base[row->at("seed")] - difference;
-      squares += d * d;
-    }
-    const auto freedom = rows.size() - 1;
-    out.push_back({{"budget", -key.first},
-                   {"cell", key.second},
-                   {"seeds", rows.size()},
-                   {"macs_per_worker", rows.front()->at("macs_per_worker")},
-                   {"test", mean},
-                   {"difference", difference},
-                   {"interval", freedom > 0 ? nlohmann::json(kT975[std::min(freedom, kT975.size()) - 1] *
-                                                             std::sqrt(squares / static_cast<double>(freedom) / n))
-                                            : nlohmann::json()},
-                   {"latency_ratio", latency}});
+    std::int64_t most = 0;
+    for (const auto& [seed, row] : rows) most = std::max(most, row->at("macs_per_worker").get<std::int64_t>());
+    nlohmann::json line{{"budget", -key.first},
+                        {"cell", key.second},
+                        {"seeds", rows.size()},
+                        {"macs_per_worker", most},
+                        {"test", to_json(paired(rows, nullptr, "test"))},
+                        {"held_out", to_json(paired(rows, nullptr, "held_out"))},
+                        {"against_base", to_json(paired(rows, &base->second, "test"))},
+                        {"latency_ratio", paired(rows, nullptr, "latency_ratio").mean}};
+    const auto ours = cells.find({key.first, "class_parallel"});
+    if (ours != cells.end() && key.second != "class_parallel")
+      line["lead_of_class_parallel"] = to_json(paired(ours->second, &rows, "test"));
+    out.push_back(std::move(line));
   }
   return out;
 }

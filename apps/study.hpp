@@ -36,7 +36,8 @@ struct StudyOptions {
 // Runs what `out` does not have yet. Errors as those of training and decomposing.
 runtime::Expected<void> run_study(const StudyOptions& options);
 
-// The table of a file of results: mean and paired 95 % interval of the difference to the base over seeds.
+// The table of a file of results: means over seeds and paired 95 % intervals, against the base and of the lead that class
+// parallelism has.
 runtime::Expected<nlohmann::json> study_summary(const std::filesystem::path& results);
 
 }  // namespace coppice::apps

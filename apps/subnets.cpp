@@ -1,18 +1,18 @@
 #include "apps/subnets.hpp"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <fstream>
 #include <memory>
-#include <numeric>
 #include <utility>
 
 #include "apps/assembly.hpp"
+#include "apps/net_training.hpp"
 #include "apps/progress.hpp"
 #include "gpu/distill.hpp"
 #include "gpu/onnx.hpp"
-#include "gpu/onnx_writer.hpp"
 
 namespace coppice::apps {
 namespace {
@@ -24,16 +24,9 @@ using runtime::Expected;
 using Items = std::vector<std::int64_t>;
 
 constexpr int kLatencyRuns = 600, kLatencyWarmUp = 100;
+constexpr int kLatencyRounds = 200, kRunsARound = 20;
 // Where the search for a budget looks, from the largest.
 constexpr std::array kBudgets{0.5, 0.35, 0.25, 0.18, 0.125, 0.1, 0.07, 0.05, 0.035, 0.025};
-
-double seconds_since(Clock::time_point begun) { return std::chrono::duration<double>(Clock::now() - begun).count(); }
-
-std::vector<int> all_classes(int classes) {
-  std::vector<int> all(static_cast<std::size_t>(classes));
-  std::iota(all.begin(), all.end(), 0);
-  return all;
-}
 
 Expected<gpu::ClassGroups> groups_from(const fs::path& file) {
   std::ifstream in(file);
@@ -48,7 +41,7 @@ Expected<gpu::ClassGroups> groups_from(const fs::path& file) {
 
 // The nets of one budget, trained or about to be.
 struct Nets {
-  gpu::Decomposition parts;
+  std::vector<gpu::Kept> kept;                // [sub-net], of the base
   std::vector<gpu::Network> subnets, wholes;  // wholes: the companions, then the control
   gpu::Ensemble ensemble;
 };
@@ -81,14 +74,10 @@ class Maker {
     auto data = gpu::load_dataset(options_.data, gpu::Split::train);
     if (!data) return tl::unexpected(reported(data.error()));
     data_ = std::move(*data);
-    if (data_.count() <= options_.held_out)
-      return bad_input("--held-out " + std::to_string(options_.held_out) + ": " + options_.data + " has only " +
-                       std::to_string(data_.count()) + " training images");
-    const auto last = data_.count() - options_.held_out;
-    fit_.resize(static_cast<std::size_t>(last));
-    std::iota(fit_.begin(), fit_.end(), 0);
-    held_.resize(static_cast<std::size_t>(options_.held_out));
-    std::iota(held_.begin(), held_.end(), last);
+    auto parts = hold_out(data_, options_.held_out, options_.data);
+    if (!parts) return tl::unexpected(parts.error());
+    fit_ = std::move(parts->fit);
+    held_ = std::move(parts->held);
     const auto beside = find_normalisation(options_.model.parent_path());
     if (!beside) return tl::unexpected(beside.error());
     normalisation_ = *beside ? (*beside)->normalisation : gpu::measured(data_, fit_);
@@ -122,6 +111,25 @@ class Maker {
     const auto accuracy = accuracy_of({&base_, 1}, {{all_classes(classes_)}});
     if (!accuracy) return tl::unexpected(accuracy.error());
     base_held_out_ = *accuracy;
+    return dissect();
+  }
+  // Once: no budget changes what channels are worth.
+  Expected<void> dissect() {
+    how_.groups = options_.groups;
+    how_.given = given_;
+    how_.ranking = options_.ranking;
+    how_.seed = options_.seed;
+    how_.normalisation = normalisation_;
+    std::unique_ptr<Progress> bar;
+    std::string shown;
+    how_.progress = [&](const std::string& stage, std::int64_t done, std::int64_t all) {
+      if (stage != shown) bar = std::make_unique<Progress>(shown = stage, all);
+      bar->at(done);
+    };
+    auto anatomy = gpu::dissect(*all_, base_, data_, fit_, how_);
+    how_.progress = nullptr;
+    if (!anatomy) return tl::unexpected(reported(anatomy.error()));
+    anatomy_ = std::move(*anatomy);
     return {};
   }
   tl::unexpected<runtime::Error> too_many_groups() const {
@@ -155,35 +163,25 @@ class Maker {
   }
 
   Expected<Nets> trained(double budget, int epochs, bool with_wholes) {
-    gpu::DecomposeOptions how;
-    how.groups = options_.groups;
-    how.given = given_;
-    how.budget.multiply_adds = budget;
-    how.budget.latency = options_.latency;
-    how.ranking = options_.ranking;
-    how.seed = options_.seed;
-    how.normalisation = normalisation_;
-    std::unique_ptr<Progress> bar;
-    std::string shown;
-    how.progress = [&](const std::string& stage, std::int64_t done, std::int64_t all) {
-      if (stage != shown) bar = std::make_unique<Progress>(shown = stage, all);
-      bar->at(done);
-    };
-    auto parts = gpu::decompose(*all_, base_, data_, fit_, how);
-    bar.reset();
-    if (!parts) return tl::unexpected(reported(parts.error()));
-    Nets nets{std::move(*parts), {}, {}, {}};
-    for (const auto& subnet : nets.parts.subnets) {
-      nets.subnets.push_back(subnet.net);
-      nets.ensemble.outputs.push_back(subnet.classes);
+    gpu::Budget within;
+    within.multiply_adds = budget;
+    within.latency = options_.latency;
+    auto subnets = gpu::subnets_of(anatomy_, within);
+    if (!subnets) return tl::unexpected(reported(subnets.error()));
+    Nets nets;
+    for (auto& subnet : *subnets) {
+      nets.kept.push_back(std::move(subnet.kept));
+      nets.subnets.push_back(std::move(subnet.net));
+      nets.ensemble.outputs.push_back(std::move(subnet.classes));
     }
     if (with_wholes) {
-      const auto whole = gpu::slim_for(*all_, nets.parts, all_classes(classes_), data_, fit_, how);
+      const auto group = gpu::study_group(*all_, anatomy_, all_classes(classes_), data_, fit_, how_);
+      if (!group) return tl::unexpected(reported(group.error()));
+      const auto whole = gpu::slim_for(anatomy_, *group, within);
       if (!whole) return tl::unexpected(reported(whole.error()));
-      for (int i = 0; i <= options_.companions; ++i)  // companions differ in their start; the control keeps the base's
-        nets.wholes.push_back(i < options_.companions
-                                  ? gpu::reinitialised(whole->net, options_.seed * 100 + static_cast<std::uint64_t>(i))
-                                  : whole->net);
+      for (int i = 0; i < options_.companions; ++i)  // they differ in their start; the control keeps the base's
+        nets.wholes.push_back(gpu::reinitialised(whole->net, options_.seed * 100 + static_cast<std::uint64_t>(i)));
+      nets.wholes.push_back(whole->net);
     }
     auto done = options_.retrain == Retrain::none    ? Expected<void>{}
                 : options_.retrain == Retrain::joint ? train_jointly(nets, epochs)
@@ -201,26 +199,31 @@ class Maker {
     t.normalisation = normalisation_;
     t.seed = options_.seed;
     t.threads = options_.threads;
-    auto bar = std::make_shared<std::unique_ptr<Progress>>();
-    t.progress = [bar, label](const gpu::TrainingProgress& p) {
-      if (!*bar) *bar = std::make_unique<Progress>(label, p.steps);
-      (*bar)->at(p.step);
-    };
+    t.progress = training_bar(label);
     return t;
   }
 
-  // One softmax over all sub-nets' scores; companions and control on the same batches, taught by the same teacher.
+  // Several ensembles on the same batches, taught by the same teacher.
+  Expected<std::vector<gpu::Network>> taught(const std::vector<gpu::Network>& nets,
+                                             const std::vector<gpu::Ensemble>& ensembles, int epochs,
+                                             const std::string& label) {
+    auto teacher = gpu::Teacher::make(*all_, base_, options_.batch);
+    if (!teacher) return tl::unexpected(reported(teacher.error()));
+    auto trained = gpu::train(*single_, nets, data_, fit_, gpu::ensemble_loss(ensembles, classes_, *teacher, {}),
+                              trainer(epochs, label));
+    if (!trained) return tl::unexpected(reported(trained.error()));
+    return std::move(trained->nets);
+  }
+
+  // One softmax over all sub-nets' scores; companions and control beside them.
   Expected<void> train_jointly(Nets& nets, int epochs) {
     std::vector<gpu::Network> all = nets.subnets;
     all.insert(all.end(), nets.wholes.begin(), nets.wholes.end());
     std::vector<gpu::Ensemble> ensembles{nets.ensemble};
     ensembles.resize(1 + nets.wholes.size(), {{all_classes(classes_)}});
-    auto teacher = gpu::Teacher::make(*all_, base_, options_.batch);
-    if (!teacher) return tl::unexpected(reported(teacher.error()));
-    auto trained = gpu::train(*single_, all, data_, fit_, gpu::ensemble_loss(ensembles, classes_, *teacher, {}),
-                              trainer(epochs, "training " + std::to_string(all.size()) + " nets together"));
-    if (!trained) return tl::unexpected(reported(trained.error()));
-    auto next = trained->nets.begin();
+    auto trained = taught(all, ensembles, epochs, "training " + std::to_string(all.size()) + " nets together");
+    if (!trained) return tl::unexpected(trained.error());
+    auto next = trained->begin();
     for (auto* part : {&nets.subnets, &nets.wholes})
       for (auto& net : *part) net = std::move(*next++);
     return {};
@@ -245,19 +248,10 @@ class Maker {
     if (auto done = gpu::calibrate(nets.subnets, nets.ensemble, *scores, classes_, data_, held_); !done)
       return tl::unexpected(reported(done.error()));
     if (nets.wholes.empty()) return {};
-    Nets rest{nets.parts, {}, std::move(nets.wholes), {}};
-    auto done = train_wholes(rest, epochs);
-    nets.wholes = std::move(rest.wholes);
-    return done;
-  }
-  Expected<void> train_wholes(Nets& nets, int epochs) {
-    auto teacher = gpu::Teacher::make(*all_, base_, options_.batch);
-    if (!teacher) return tl::unexpected(reported(teacher.error()));
-    const std::vector<gpu::Ensemble> ensembles(nets.wholes.size(), {{all_classes(classes_)}});
-    auto trained = gpu::train(*single_, nets.wholes, data_, fit_, gpu::ensemble_loss(ensembles, classes_, *teacher, {}),
-                              trainer(epochs, "companions and control"));
-    if (!trained) return tl::unexpected(reported(trained.error()));
-    nets.wholes = std::move(trained->nets);
+    auto wholes = taught(nets.wholes, std::vector<gpu::Ensemble>(nets.wholes.size(), {{all_classes(classes_)}}), epochs,
+                         "companions and control");
+    if (!wholes) return tl::unexpected(wholes.error());
+    nets.wholes = std::move(*wholes);
     return {};
   }
 
@@ -294,11 +288,11 @@ class Maker {
     auto row = row_of("control", nets.wholes.back(), all_classes(classes_));
     if (!row) return tl::unexpected(row.error());
     report.rows.push_back(std::move(*row));
-    const auto& sets = nets.parts.base.graph.sets;
+    const auto& sets = anatomy_.base.graph.sets;
     for (std::size_t s = 0; s < sets.size(); ++s) {
       if (sets[s].pinned) continue;
       report.layers.push_back({sets[s].name, {}});
-      for (const auto& subnet : nets.parts.subnets) report.layers.back().kept.push_back(subnet.kept[s]);
+      for (const auto& kept : nets.kept) report.layers.back().kept.push_back(kept[s]);
     }
     return report;
   }
@@ -334,12 +328,7 @@ class Maker {
   }
 
   Expected<void> write_net(const gpu::Network& net, const std::string& file) {
-    const auto bytes = gpu::to_onnx(gpu::simplified(net));
-    if (!bytes) return tl::unexpected(reported(bytes.error()));
-    std::ofstream out(out_ / file, std::ios::binary | std::ios::trunc);
-    out.write(reinterpret_cast<const char*>(bytes->data()), std::ssize(*bytes));
-    if (!out.flush()) return runtime::failed("cannot write " + (out_ / file).string());
-    return {};
+    return write_onnx(gpu::simplified(net), out_ / file);
   }
 
   Expected<void> write(const Nets& nets) {
@@ -369,10 +358,7 @@ class Maker {
       if (auto done = write_net(nets.wholes[i], file); !done) return done;
       json["companions"].push_back({{"file", file}, {"classes", all_classes(classes_)}});
     }
-    std::ofstream out(out_ / "nets.json", std::ios::trunc);
-    out << json.dump(2) << "\n";
-    if (!out.flush()) return runtime::failed("cannot write " + (out_ / "nets.json").string());
-    return {};
+    return write_whole(out_ / "nets.json", {json.dump(2), "\n"});
   }
 
   const SubnetsOptions& options_;
@@ -383,6 +369,8 @@ class Maker {
   gpu::Normalisation normalisation_;
   gpu::Network base_;
   gpu::ClassGroups given_;
+  gpu::DecomposeOptions how_;
+  gpu::Anatomy anatomy_;
   int classes_ = 0;
   double base_held_out_ = 0;
 };
@@ -393,21 +381,68 @@ Expected<SubnetsReport> make_subnets(const SubnetsOptions& options, const fs::pa
   return Maker(options, out).run();
 }
 
+namespace {
+
+// A net alone on one thread.
+class Stopwatch {
+ public:
+  static Expected<Stopwatch> make(const gpu::Network& net) {
+    Stopwatch out;
+    auto device = gpu::make_cpu_device({1});
+    if (!device) return tl::unexpected(reported(device.error()));
+    out.device_ = std::move(*device);
+    auto compiled = out.device_->compile(net, {});
+    if (!compiled) return tl::unexpected(reported(compiled.error()));
+    out.net_ = std::move(*compiled);
+    out.in_.assign(static_cast<std::size_t>(out.net_->input_elements()), 0.5F);
+    out.out_.resize(static_cast<std::size_t>(out.net_->output_elements()));
+    return out;
+  }
+  Expected<double> microseconds(int runs) {
+    const auto begun = Clock::now();
+    for (int i = 0; i < runs; ++i)
+      if (auto ran = net_->run(in_, out_); !ran) return tl::unexpected(reported(ran.error()));
+    return 1e6 * seconds_since(begun) / runs;
+  }
+
+ private:
+  std::unique_ptr<gpu::Device> device_;
+  std::unique_ptr<gpu::CompiledNet> net_;
+  std::vector<float> in_, out_;
+};
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + std::ssize(values) / 2;
+  std::ranges::nth_element(values, middle);
+  return *middle;
+}
+
+}  // namespace
+
 Expected<double> latency_us(const gpu::Network& net) {
-  auto device = gpu::make_cpu_device({1});
-  if (!device) return tl::unexpected(reported(device.error()));
-  auto compiled = (*device)->compile(net, {});
-  if (!compiled) return tl::unexpected(reported(compiled.error()));
-  std::vector<float> in(static_cast<std::size_t>((*compiled)->input_elements()), 0.5F);
-  std::vector<float> out(static_cast<std::size_t>((*compiled)->output_elements()));
+  auto watch = Stopwatch::make(net);
+  if (!watch) return tl::unexpected(watch.error());
   std::vector<double> times;
   for (int i = 0; i < kLatencyWarmUp + kLatencyRuns; ++i) {
-    const auto begun = Clock::now();
-    if (auto ran = (*compiled)->run(in, out); !ran) return tl::unexpected(reported(ran.error()));
-    if (i >= kLatencyWarmUp) times.push_back(1e6 * seconds_since(begun));
+    const auto took = watch->microseconds(1);
+    if (!took) return took;
+    if (i >= kLatencyWarmUp) times.push_back(*took);
   }
-  std::ranges::nth_element(times, times.begin() + kLatencyRuns / 2);
-  return times[kLatencyRuns / 2];
+  return median(std::move(times));
+}
+
+Expected<double> latency_ratio(const gpu::Network& net, const gpu::Network& base) {
+  auto ours = Stopwatch::make(net), whole = Stopwatch::make(base);
+  if (!ours) return tl::unexpected(ours.error());
+  if (!whole) return tl::unexpected(whole.error());
+  std::vector<double> ratios;
+  for (int round = -1; round < kLatencyRounds; ++round) {
+    const auto fast = ours->microseconds(kRunsARound), slow = whole->microseconds(kRunsARound);
+    if (!fast) return fast;
+    if (!slow) return slow;
+    if (round >= 0) ratios.push_back(*fast / *slow);
+  }
+  return median(std::move(ratios));
 }
 
 }  // namespace coppice::apps

@@ -72,4 +72,8 @@ std::string to_html(const SubnetsReport& report);  // one self-contained page, w
 // Median time of one item on one thread, in microseconds.
 runtime::Expected<double> latency_us(const gpu::Network& net);
 
+// The same as a share of another net's: rounds of both in turn, the median of their ratios; what else the machine does
+// falls on both.
+runtime::Expected<double> latency_ratio(const gpu::Network& net, const gpu::Network& base);
+
 }  // namespace coppice::apps

@@ -3,7 +3,6 @@
 #include <charconv>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <map>
 #include <memory>
@@ -12,11 +11,11 @@
 
 #include "apps/assembly.hpp"
 #include "apps/command.hpp"
+#include "apps/net_training.hpp"
 #include "apps/progress.hpp"
 #include "apps/session.hpp"
 #include "apps/table.hpp"
 #include "gpu/families.hpp"
-#include "gpu/onnx_writer.hpp"
 #include "gpu/trainer.hpp"
 #include "runtime/offline.hpp"
 
@@ -85,7 +84,7 @@ struct Parts {
 };
 
 Expected<Parts> parts_of(const Options& options) {
-  auto data = gpu::load_idx(options.data, gpu::Split::train);
+  auto data = gpu::load_dataset(options.data, gpu::Split::train);
   if (!data) return tl::unexpected(reported(data.error()));
   Parts parts{*std::move(data), {}, {}, 0};
   const auto count = parts.data.count(), kept = count - options.held_out;
@@ -103,17 +102,10 @@ Expected<Parts> parts_of(const Options& options) {
 }
 
 // Of the pixels that are trained on, to four digits: what is printed can be given to other commands as it is.
-gpu::Normalisation measured(const Parts& parts) {
-  const auto size = static_cast<std::size_t>(gpu::elements(parts.data.item)) * parts.items.size();
-  double sum = 0, squares = 0;
-  for (std::size_t i = 0; i < size; ++i) {
-    const double pixel = parts.data.pixels[i] / 255.0;
-    sum += pixel;
-    squares += pixel * pixel;
-  }
-  const auto count = static_cast<double>(size), mean = sum / count;
-  const auto digits = [](double value) { return static_cast<float>(std::round(value * 1e4) / 1e4); };
-  return {digits(mean), std::max(digits(std::sqrt(std::max(squares / count - mean * mean, 0.0))), 1e-4F)};
+gpu::Normalisation rounded_normalisation(const Parts& parts) {
+  const auto exact = gpu::measured(parts.data, parts.items);
+  const auto digits = [](float value) { return static_cast<float>(std::round(static_cast<double>(value) * 1e4) / 1e4); };
+  return {digits(exact.mean), std::max(digits(exact.deviation), 1e-4F)};
 }
 
 // ---- training ------------------------------------------------------------------------------------------------------
@@ -196,21 +188,6 @@ class TrainingRun {
   double images_per_second_ = 0;
 };
 
-// Beside, then renamed: a net that was there is replaced by a whole one or not at all.
-Expected<void> write(const std::filesystem::path& file, const std::vector<std::byte>& bytes) {
-  auto beside = file;
-  beside += ".part";
-  {
-    std::ofstream out(beside, std::ios::binary | std::ios::trunc);
-    out.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-    if (!out.flush()) return runtime::bad_input("--out " + file.string() + ": cannot be written");
-  }
-  std::error_code fault;
-  std::filesystem::rename(beside, file, fault);
-  if (fault) return runtime::bad_input("--out " + file.string() + ": " + fault.message());
-  return {};
-}
-
 // Said before the work rather than after it.
 Expected<void> check_out(const std::filesystem::path& out) {
   const auto directory = out.has_parent_path() ? out.parent_path() : std::filesystem::path(".");
@@ -256,7 +233,7 @@ Expected<void> train(const Options& options, const Shell& shell) {
   if (!parts) return tl::unexpected(parts.error());
   const auto net = net_of(options, parts->data.item, parts->classes);
   if (!net) return tl::unexpected(net.error());
-  auto normalisation = measured(*parts);
+  auto normalisation = rounded_normalisation(*parts);
   normalisation.mean = options.mean.value_or(normalisation.mean);
   normalisation.deviation = options.deviation.value_or(normalisation.deviation);
   std::fprintf(stderr, "%s on %zu images, normalisation: mean %s, std %s\n", options.net.c_str(), parts->items.size(),
@@ -270,9 +247,8 @@ Expected<void> train(const Options& options, const Shell& shell) {
   if (!accuracy) return tl::unexpected(accuracy.error());
   outcome.accuracy = *accuracy;
   if (options.folded) outcome.net = gpu::simplified(std::move(outcome.net));
-  const auto bytes = gpu::to_onnx(outcome.net);
-  if (!bytes) return tl::unexpected(reported(bytes.error()));
-  if (auto written = write(options.out, *bytes); !written) return written;
+  if (auto written = write_onnx(outcome.net, options.out); !written)
+    return runtime::bad_input("--out: " + written.error().what);
   tell(options, *parts, normalisation, outcome, training, shell);
   return {};
 }
@@ -328,7 +304,7 @@ void add_train(CLI::App& app, Shell& shell) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command->add_option("--out", options->out, "the trained net (ONNX)")->required();
-  command->add_option("--data", options->data, "directory of the four IDX files")
+  command->add_option("--data", options->data, "directory of a data set (see coppice data)")
       ->envname("COPPICE_DATA")
       ->capture_default_str();
   command->add_option("--held-out", options->held_out, "so many of the last training images are for validation")

@@ -38,23 +38,19 @@ std::vector<std::int64_t> sampled_for(const std::vector<int>& classes, const Dat
 
 }  // namespace
 
-Expected<Subnet> slim_for(Device& device, const Decomposition& of, const std::vector<int>& classes, const Dataset& data,
-                          std::span<const std::int64_t> items, const DecomposeOptions& options) {
-  const auto scores = importance(of.statistics, classes, options.ranking, options.seed + at(classes.front()));
+Expected<GroupStudy> study_group(Device& device, const Anatomy& of, const std::vector<int>& classes,
+                                 const Dataset& data, std::span<const std::int64_t> items,
+                                 const DecomposeOptions& options) {
+  auto scores = importance(of.statistics, classes, options.ranking, options.seed + at(classes.front()));
   const auto asked = sampled_for(classes, data, items, options.sensitivity_items, options.seed);
   const SensitivityOptions how{options.normalisation, options.budget.multiple, nullptr};
-  const auto worth = sensitivity(device, of.base, scores, data, asked, how);
+  auto worth = sensitivity(device, of.base, scores, data, asked, how);
   if (!worth) return unexpected(worth.error());
-  auto shape = fit_budget(of.base, *worth, options.budget, static_cast<int>(classes.size()));
-  if (!shape) return unexpected(shape.error());
-  auto kept = dearest(of.base, *shape, scores);
-  auto net = slimmed(of.base, *shape, kept, classes);
-  if (!net) return unexpected(net.error());
-  return Subnet{classes, std::move(*shape), std::move(kept), std::move(*net)};
+  return GroupStudy{classes, std::move(scores), std::move(*worth)};
 }
 
-Expected<Decomposition> decompose(Device& device, const Network& base, const Dataset& data,
-                                  std::span<const std::int64_t> items, const DecomposeOptions& options) {
+Expected<Anatomy> dissect(Device& device, const Network& base, const Dataset& data,
+                          std::span<const std::int64_t> items, const DecomposeOptions& options) {
   const auto told = [&](const std::string& stage) {
     return [&options, stage](std::int64_t done, std::int64_t all) {
       if (options.progress) options.progress(stage, done, all);
@@ -63,7 +59,7 @@ Expected<Decomposition> decompose(Device& device, const Network& base, const Dat
   auto slim = slimmable(base);
   if (!slim) return unexpected(slim.error());
   if (!options.depth) slim->blocks.clear();
-  Decomposition out{std::move(*slim), {}, {}};
+  Anatomy out{std::move(*slim), {}, {}};
   const auto seen = sampled(items, options.statistics_items, options.seed);
   auto statistics = channel_statistics(device, base, out.base.graph, data, seen,
                                        {100, options.normalisation, told("statistics of channels")});
@@ -77,13 +73,41 @@ Expected<Decomposition> decompose(Device& device, const Network& base, const Dat
   if (auto good = check_groups(*groups, classes); !good) return unexpected(good.error());
   const auto tell = told("width and depth of sub-nets");
   for (const auto& group : *groups) {
-    auto subnet = slim_for(device, out, group, data, items, options);
-    if (!subnet) return unexpected(subnet.error());
-    subnet->net.name = "subnet" + std::to_string(out.subnets.size());
-    out.subnets.push_back(std::move(*subnet));
-    tell(std::ssize(out.subnets), std::ssize(*groups));
+    auto studied = study_group(device, out, group, data, items, options);
+    if (!studied) return unexpected(studied.error());
+    out.groups.push_back(std::move(*studied));
+    tell(std::ssize(out.groups), std::ssize(*groups));
   }
   return out;
+}
+
+Expected<Subnet> slim_for(const Anatomy& of, const GroupStudy& group, const Budget& budget) {
+  auto shape = fit_budget(of.base, group.sensitivity, budget, static_cast<int>(group.classes.size()));
+  if (!shape) return unexpected(shape.error());
+  auto kept = dearest(of.base, *shape, group.importance);
+  auto net = slimmed(of.base, *shape, kept, group.classes);
+  if (!net) return unexpected(net.error());
+  return Subnet{group.classes, std::move(*shape), std::move(kept), std::move(*net)};
+}
+
+Expected<std::vector<Subnet>> subnets_of(const Anatomy& of, const Budget& budget) {
+  std::vector<Subnet> out;
+  for (const auto& group : of.groups) {
+    auto subnet = slim_for(of, group, budget);
+    if (!subnet) return unexpected(subnet.error());
+    subnet->net.name = "subnet" + std::to_string(out.size());
+    out.push_back(std::move(*subnet));
+  }
+  return out;
+}
+
+Expected<Decomposition> decompose(Device& device, const Network& base, const Dataset& data,
+                                  std::span<const std::int64_t> items, const DecomposeOptions& options) {
+  auto anatomy = dissect(device, base, data, items, options);
+  if (!anatomy) return unexpected(anatomy.error());
+  auto subnets = subnets_of(*anatomy, options.budget);
+  if (!subnets) return unexpected(subnets.error());
+  return Decomposition{std::move(*anatomy), std::move(*subnets)};
 }
 
 // ---- norms ---------------------------------------------------------------------------------------------------------

@@ -29,6 +29,31 @@ struct DecomposeOptions {
   std::function<void(const std::string& stage, std::int64_t done, std::int64_t all)> progress;
 };
 
+// What a group of classes needs of each channel and block, whatever the budget.
+struct GroupStudy {
+  std::vector<int> classes;
+  std::vector<std::vector<double>> importance;  // [set][channel]
+  Sensitivity sensitivity;
+};
+
+// What is measured of a base net, once for every budget.
+struct Anatomy {
+  Slimmable base;
+  ChannelStatistics statistics;
+  std::vector<GroupStudy> groups;
+};
+
+// Errors: shape_mismatch (groups that are no partition), device_failed, unsupported_operator. The budget's multiple
+// counts here, its shares do not.
+Expected<Anatomy> dissect(Device& device, const Network& base, const Dataset& data,
+                          std::span<const std::int64_t> items, const DecomposeOptions& options);
+
+// Of any classes from the same statistics, e.g. all of them: for the whole net of a sub-net's compute, which is what
+// class parallelism is measured against.
+Expected<GroupStudy> study_group(Device& device, const Anatomy& of, const std::vector<int>& classes,
+                                 const Dataset& data, std::span<const std::int64_t> items,
+                                 const DecomposeOptions& options);
+
 struct Subnet {
   std::vector<int> classes;
   SubnetShape shape;
@@ -36,20 +61,18 @@ struct Subnet {
   Network net;
 };
 
+// Errors: shape_mismatch (a budget out of reach).
+Expected<Subnet> slim_for(const Anatomy& of, const GroupStudy& group, const Budget& budget);
+Expected<std::vector<Subnet>> subnets_of(const Anatomy& of, const Budget& budget);  // one for each group
+
 struct Decomposition {
-  Slimmable base;
-  ChannelStatistics statistics;
+  Anatomy anatomy;
   std::vector<Subnet> subnets;
 };
 
-// Errors: shape_mismatch (groups that are no partition, a budget out of reach), device_failed, unsupported_operator.
+// All of it, for one budget.
 Expected<Decomposition> decompose(Device& device, const Network& base, const Dataset& data,
                                   std::span<const std::int64_t> items, const DecomposeOptions& options);
-
-// One more net for any classes from the same statistics, e.g. all of them: the whole net of a sub-net's compute, which
-// is what class parallelism is measured against.
-Expected<Subnet> slim_for(Device& device, const Decomposition& of, const std::vector<int>& classes, const Dataset& data,
-                          std::span<const std::int64_t> items, const DecomposeOptions& options);
 
 // Convolutions that no norm follows get one that changes nothing, from the statistics of the items: nets whose norms
 // were folded away retrain badly. Names are made unique on the way.

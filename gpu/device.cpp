@@ -39,30 +39,32 @@ Expected<std::unique_ptr<Device>> make_cuda_device(int ordinal, Precision precis
   return device;
 }
 
-// Takes a precision's name off the end of what stands after "cuda:"; none where it is no name of one.
-std::optional<Precision> precision_of(std::string_view& ordinal) {
-  const auto colon = ordinal.find(':');
-  if (colon == std::string_view::npos) return Precision::float32;
-  const auto name = ordinal.substr(colon + 1);
-  ordinal = ordinal.substr(0, colon);
-  if (name == "tf32") return Precision::tf32;
-  if (name == "fp16") return Precision::float16;
+std::optional<Precision> precision_of(std::string_view name) {
+  if (name.empty()) return Precision::float32;
+  if (name == ":tf32") return Precision::tf32;
+  if (name == ":fp16") return Precision::float16;
   return {};
 }
 
 }  // namespace
 
+std::optional<DeviceSpec> parse_device(std::string_view spec) {
+  if (spec == "cpu") return DeviceSpec{};
+  if (!spec.starts_with("cuda:")) return {};
+  const auto* const first = spec.data() + 5;
+  const auto* const last = spec.data() + spec.size();
+  int ordinal = -1;
+  const auto [end, fault] = std::from_chars(first, last, ordinal);
+  const bool zeros_first = end - first > 1 && *first == '0';
+  const auto precision = precision_of({end, static_cast<std::size_t>(last - end)});
+  if (fault != std::errc{} || ordinal < 0 || zeros_first || !precision) return {};
+  return DeviceSpec{ordinal, *precision};
+}
+
 Expected<std::unique_ptr<Device>> make_device(std::string_view spec, const CpuOptions& cpu) {
-  if (spec == "cpu") return make_cpu_device(cpu);
-  if (spec.starts_with("cuda:")) {
-    auto digits = spec.substr(5);
-    const auto precision = precision_of(digits);
-    int ordinal = -1;
-    const auto [end, fault] = std::from_chars(digits.data(), digits.data() + digits.size(), ordinal);
-    if (precision && fault == std::errc{} && end == digits.data() + digits.size() && ordinal >= 0)
-      return make_cuda_device(ordinal, *precision);
-  }
-  return unavailable("device " + std::string(spec) + ": expected cpu or cuda:N, or cuda:N:tf32 or cuda:N:fp16");
+  const auto parsed = parse_device(spec);
+  if (!parsed) return unavailable("device " + std::string(spec) + ": expected " + kDeviceSpecs);
+  return parsed->ordinal ? make_cuda_device(*parsed->ordinal, parsed->precision) : make_cpu_device(cpu);
 }
 
 }  // namespace coppice::gpu

@@ -1,7 +1,9 @@
 // gpu/device.hpp: something that runs nets: oneDNN on the CPU, cuDNN in a plug-in, or a recording.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -48,6 +50,20 @@ struct CpuOptions {
 };
 
 Expected<std::unique_ptr<Device>> make_cpu_device(const CpuOptions& options);
+
+// What convolutions and dense layers count in. Scores are float32 in any case.
+enum class Precision : std::uint8_t {
+  float32,  // never TF32: workers on CPUs and GPUs answer one request together, so their numbers must agree
+  tf32,     // float32 tensors; products of 10 bits on tensor cores
+  float16,  // weights and activations are float16, sums are float32; training is as with tf32
+};
+
+struct DeviceSpec {
+  std::optional<int> ordinal;  // of a CUDA device; none: the CPU
+  Precision precision = Precision::float32;
+};
+inline constexpr const char* kDeviceSpecs = "cpu, cuda:N, cuda:N:tf32 or cuda:N:fp16";
+std::optional<DeviceSpec> parse_device(std::string_view spec);  // none where it is none of kDeviceSpecs
 
 // "cpu" or "cuda:N", which counts in float32; "cuda:N:tf32" and "cuda:N:fp16" are faster and less exact. The CUDA
 // plug-in (libcoppice_cuda.so) is looked for beside the program, then in the library path; it is loaded only when asked

@@ -214,7 +214,12 @@ class Fitter {
     const auto whole = cost(of, shape_, static_cast<int>(of.shapes.back()[0]));
     products_ = budget.multiply_adds * whole.multiply_adds;
     microseconds_ = budget.latency * whole.microseconds;
+    even_ = even();
+    for (std::size_t s = 0; s < even_.width.size(); ++s)
+      least_.push_back(std::max<std::int64_t>(1, static_cast<std::int64_t>(budget.evenness * static_cast<double>(even_.width[s]))));
   }
+
+  const SubnetShape& even_one() const { return even_; }
 
   Expected<SubnetShape> run() {
     for (;;) {
@@ -233,6 +238,26 @@ class Fitter {
     SubnetShape shape;
     double price = 0;
   };
+  SubnetShape even() const {
+    const auto sets = of_.graph.sets.size();
+    const auto at_share = [&](double share) {
+      auto shape = whole_shape(of_);
+      for (std::size_t s = 0; s < sets; ++s) {
+        const auto& set = of_.graph.sets[s];
+        if (set.pinned) continue;
+        const auto fitting = static_cast<std::int64_t>(share * static_cast<double>(set.width) + 1e-9) / budget_.multiple;
+        shape.width[s] = std::min(set.width, std::max<std::int64_t>(1, fitting) * budget_.multiple);
+      }
+      return shape;
+    };
+    constexpr int kShares = 256;
+    for (int share = kShares; share > 0; --share) {
+      auto shape = at_share(static_cast<double>(share) / kShares);
+      const auto takes = cost(of_, shape, classes_);
+      if (takes.multiply_adds <= products_ && takes.microseconds <= microseconds_) return shape;
+    }
+    return at_share(0);
+  }
   void consider(SubnetShape shape, double loss) {
     const auto then = cost(of_, shape, classes_);
     // What is still too much decides what counts as saved.
@@ -245,7 +270,7 @@ class Fitter {
   }
   void try_narrower(std::size_t s) {
     const auto to = below(shape_.width[s], budget_.multiple);
-    if (of_.graph.sets[s].pinned || to < 1) return;
+    if (of_.graph.sets[s].pinned || to < least_[s]) return;
     const auto& levels = sensitivity_.sets[s];
     auto shape = shape_;
     shape.width[s] = to;
@@ -269,7 +294,8 @@ class Fitter {
   const Sensitivity& sensitivity_;
   const Budget& budget_;
   int classes_;
-  SubnetShape shape_;
+  SubnetShape shape_, even_;
+  std::vector<std::int64_t> least_;  // [set]
   Cost now_;
   double products_ = 0, microseconds_ = 0;
   std::optional<Move> best_;
@@ -281,6 +307,10 @@ Expected<SubnetShape> fit_budget(const Slimmable& of, const Sensitivity& sensiti
   if (!(budget.multiply_adds > 0) || !(budget.latency > 0) || budget.multiple < 1)
     return mismatch("a budget is more than nothing");
   return Fitter(of, sensitivity, budget, classes).run();
+}
+
+SubnetShape even_shape(const Slimmable& of, const Budget& budget, int classes) {
+  return Fitter(of, {}, budget, classes).even_one();
 }
 
 }  // namespace coppice::gpu

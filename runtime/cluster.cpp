@@ -14,6 +14,7 @@
 #include <optional>
 #include <span>
 
+#include "gpu/device.hpp"
 #include "runtime/keys.hpp"
 #include "runtime/launcher.hpp"
 
@@ -231,17 +232,9 @@ bool is_address(std::string_view text) {
 }
 
 bool is_device(std::string_view text) {
-  if (text == "cpu") return true;
   if (text.starts_with("replay:")) return text.size() > 7;
-  if (!text.starts_with("cuda:")) return false;
-  text.remove_prefix(5);
-  if (text.empty() || text.size() > 3 || (text.size() > 1 && text.front() == '0')) return false;
-  int ordinal = 0;
-  for (const char c : text) {
-    if (c < '0' || c > '9') return false;
-    ordinal = ordinal * 10 + (c - '0');
-  }
-  return ordinal < kCudaDevicesMax;
+  const auto device = gpu::parse_device(text);
+  return device && device->ordinal.value_or(0) < kCudaDevicesMax;
 }
 
 bool leads(const Section& section) {
@@ -283,7 +276,7 @@ PlacedHost read_host(const toml::table& table) {
   host.port = static_cast<std::uint16_t>(section.number("port", 1, host.gateway ? 65'534 : 65'535).value_or(host.port));
   host.device = section.text("device").value_or(host.device);
   if (!is_device(host.device))
-    section.fail("device", in_quotes(host.device) + " is unknown; known: cpu, cuda:N, replay:FILE");
+    section.fail("device", in_quotes(host.device) + " is unknown; known: replay:FILE, " + gpu::kDeviceSpecs);
   return {std::move(host), section.line()};
 }
 

@@ -11,7 +11,7 @@ TEST(Device, RefusesWhatIsNoDevice) {
     const auto device = make_device(spec, {1});
     ASSERT_FALSE(device) << spec;
     EXPECT_EQ(device.error().code, ErrorCode::device_unavailable);
-    EXPECT_NE(device.error().what.find("expected cpu or cuda:N"), std::string::npos);
+    EXPECT_NE(device.error().what.find("expected cpu, cuda:N"), std::string::npos);
   }
 }
 

@@ -128,10 +128,11 @@ TEST(Cluster, EveryFaultNamesFileLineAndKey) {
       {lab("", "", "[[host]]\nname = \"h3\"\naddress = \"10.77.0.1\"\nport = 7001\n"), ":18: ", "10.77.0.1 port 7001"},
       {lab("", "", "port = 65536\n"), ":18: ", "host.port: is 65536"},
       {lab("", "", "port = \"7000\"\n"), ":18: ", "host.port: must be a whole number"},
-      {lab("", "", "device = \"gpu\"\n"), ":18: ", "known: cpu, cuda:N, replay:FILE"},
+      {lab("", "", "device = \"gpu\"\n"), ":18: ", "known: replay:FILE, cpu, cuda:N"},
       {lab("", "", "device = \"cuda:\"\n"), ":18: ", "host.device"},
       {lab("", "", "device = \"cuda:01\"\n"), ":18: ", "host.device"},
       {lab("", "", "device = \"cuda:256\"\n"), ":18: ", "host.device"},
+      {lab("", "", "device = \"cuda:0:fp32\"\n"), ":18: ", "host.device"},
       {lab("", "", "device = \"replay:\"\n"), ":18: ", "host.device"},
       {lab("", "", "roles = \"gateway\"\n"), ":18: ", "host.roles: must be an array"},
       {lab("", "", "roles = [1]\n"), ":18: ", "host.roles: must be an array of strings"},
@@ -226,7 +227,7 @@ Cluster any_cluster() {
   for (int i = 0; i <= workers; ++i) {
     cluster.hosts.push_back({"h" + std::to_string(i), "10.0.0." + std::to_string(i),
                              static_cast<std::uint16_t>(*rc::gen::inRange(1, 65'535)),
-                             *rc::gen::element<std::string>("cpu", "cuda:0", "cuda:255", "replay:a b.json"), false});
+                             *rc::gen::element<std::string>("cpu", "cuda:0", "cuda:255", "cuda:1:fp16", "replay:a b.json"), false});
   }
   cluster.hosts[static_cast<std::size_t>(*rc::gen::inRange(0, workers + 1))].gateway = true;
   return cluster;
