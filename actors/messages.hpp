@@ -13,6 +13,9 @@
 #include <variant>
 #include <vector>
 
+#include "actors/shared_bytes.hpp"
+#include "collectives/program.hpp"
+
 namespace coppice::actors {
 
 // Monotonic; comes from the actor system's clock, which the simulator moves by hand.
@@ -25,9 +28,13 @@ enum class TransferId : std::uint64_t {};  // of one weight broadcast
 
 // Who a frame came from or goes to. `name` is what the peer's key says (never what the peer says). `route` is empty for
 // a host of the cluster file, and the way back to a client otherwise.
+// The addresses, where they are given, are the ends of the very link that a frame is to travel on: that of this host and
+// that of the peer.
 struct Peer {
   std::string name;
-  std::string route;
+  std::string route = {};
+  std::string from_address = {};
+  std::string to_address = {};
   auto operator<=>(const Peer&) const = default;
 };
 
@@ -130,6 +137,49 @@ struct ChunkAck {
   std::uint32_t received = 0;
 };
 
+// ---- collectives ---------------------------------------------------------------------------------------------------
+
+enum class Way : std::uint8_t { up, down };  // towards a tree's root, where chunks are combined, or away from it
+
+// One run of a program: the call's number, the same at every rank, and the attempt, which moves on when trees are planned
+// anew for what is left.
+struct RunId {
+  std::uint64_t call = 0;
+  std::uint32_t attempt = 0;
+  auto operator<=>(const RunId&) const = default;
+};
+
+// relay -> relay of the same tree at another rank
+struct CollectiveChunk {
+  RunId run;
+  std::uint32_t tree = 0;
+  Way way = Way::down;
+  std::uint64_t index = 0;
+  SharedBytes bytes;
+};
+
+// How many chunks that came this way the receiver needs no room for any more.
+struct CollectiveAck {
+  RunId run;
+  std::uint32_t tree = 0;
+  Way way = Way::down;
+  std::uint64_t count = 0;
+};
+
+// the rank that plans -> every other: what to do in this run
+struct ProgramOffer {
+  RunId run;
+  // Calls of the same kind and size do the same from now on, without asking.
+  bool settled = false;
+  collectives::Program program;
+};
+
+// the rank that plans -> every other: this call cannot be
+struct CallRefused {
+  std::uint64_t call = 0;
+  std::string reason;
+};
+
 // ---- asking and breaking -------------------------------------------------------------------------------------------
 
 struct StatusRequest {
@@ -151,7 +201,7 @@ struct TextReply {
 
 // Everything that may travel as a frame.
 using DataMessage = std::variant<InferRequest, WorkItem, CodedResponse, InferReply, TransferOpen, WeightChunk, ChunkAck,
-                                 StatusRequest, FaultRequest, TextReply>;
+                                 StatusRequest, FaultRequest, TextReply, CollectiveChunk, CollectiveAck, ProgramOffer, CallRefused>;
 
 // A data message that reached this node, with the peer whose key it came under.
 struct Delivery {

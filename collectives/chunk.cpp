@@ -23,6 +23,14 @@ ChunkRange chunk_range(const Chunking& chunking, std::int64_t bytes, std::int64_
   return {.offset = offset, .bytes = std::clamp<std::int64_t>(bytes - offset, 0, chunking.chunk_bytes)};
 }
 
+ChunkRange part_range(std::int64_t bytes, std::int64_t parts, std::int64_t index, std::int64_t granule) {
+  const std::int64_t whole = bytes / granule;
+  const std::int64_t first = whole / parts * index + std::min(index, whole % parts);
+  const std::int64_t count = whole / parts + (index < whole % parts ? 1 : 0);
+  const std::int64_t rest = index == parts - 1 ? bytes % granule : 0;
+  return {.offset = first * granule, .bytes = count * granule + rest};
+}
+
 double pipeline_chunks(const Pipeline& pipeline) {
   const double most = std::max(pipeline.bytes, 1.0);
   if (pipeline.depth <= 1) return 1;

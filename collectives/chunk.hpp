@@ -24,6 +24,10 @@ struct ChunkRange {
 // Chunk `index` of a buffer of `bytes`; empty outside [0, count).
 ChunkRange chunk_range(const Chunking& chunking, std::int64_t bytes, std::int64_t index);
 
+// Part `index` of `parts` parts as even as can be, the first ones larger, each of whole granules as far as the bytes
+// divide into them; the last part has the rest.
+ChunkRange part_range(std::int64_t bytes, std::int64_t parts, std::int64_t index, std::int64_t granule = 1);
+
 // What a pipeline over `depth` hops costs: each of the depth + chunks - 1 steps sends one chunk a hop.
 struct Pipeline {
   int depth = 1;

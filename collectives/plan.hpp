@@ -12,15 +12,11 @@
 #include <vector>
 
 #include "collectives/error.hpp"
+#include "collectives/operation.hpp"
 #include "collectives/topology.hpp"
 #include "collectives/tree.hpp"
 
 namespace coppice::collectives {
-
-enum class Operation : std::uint8_t { broadcast, reduce, allreduce, allgather, reduce_scatter, gather, scatter };
-
-std::string_view name(Operation operation);
-std::optional<Operation> operation_of(std::string_view word);
 
 // A set of nodes. The bound is, with hosts counted among those that take part:
 //   broadcast: the capacity that enters it (reduce: leaves it); it is without the root;

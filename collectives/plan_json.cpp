@@ -10,8 +10,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::array<std::string_view, 7> kOperations = {"broadcast",      "reduce", "allreduce", "allgather",
-                                                         "reduce_scatter", "gather", "scatter"};
 
 json ids(const Topology& topology, const std::vector<int>& nodes) {
   json names = json::array();
@@ -73,14 +71,6 @@ json certificate_json(const Topology& topology, const Dual& dual) {
 }
 
 }  // namespace
-
-std::string_view name(Operation operation) { return kOperations.at(static_cast<std::size_t>(operation)); }
-
-std::optional<Operation> operation_of(std::string_view word) {
-  const auto found = std::ranges::find(kOperations, word);
-  if (found == kOperations.end()) return std::nullopt;
-  return static_cast<Operation>(found - kOperations.begin());
-}
 
 json to_json(const Plan& plan, const Topology& topology, double seconds) {
   json trees = json::array();

@@ -30,10 +30,10 @@ inline constexpr int kSwitchedHostsMax = 64;
 
 struct PlanRequest {
   Operation operation = Operation::broadcast;
-  std::optional<int> root;  // of operations that have one; nothing: the first host that takes part
+  std::optional<int> root = {};  // of operations that have one; nothing: the first host that takes part
   Planner planner = Planner::exact;
   // Only these hosts take part, and only they and switches pass data on. Nothing: every host.
-  std::optional<std::vector<int>> participants;
+  std::optional<std::vector<int>> participants = {};
   // Trees carry whole multiples of 1/grain of the topology's unit; 0: any fraction.
   int grain = 0;
   double epsilon = 0.1;  // mwu: it may fall short of the optimum by about this part before whole trees are chosen

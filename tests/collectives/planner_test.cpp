@@ -12,10 +12,6 @@
 namespace coppice::collectives {
 namespace {
 
-constexpr Operation kOperations[] = {Operation::broadcast, Operation::reduce,         Operation::allreduce,
-                                     Operation::allgather, Operation::reduce_scatter, Operation::gather,
-                                     Operation::scatter};
-
 PlanRequest request_of(Operation operation, std::optional<int> root = std::nullopt) {
   PlanRequest request;
   request.operation = operation;

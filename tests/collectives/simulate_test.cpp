@@ -10,10 +10,6 @@
 namespace coppice::collectives {
 namespace {
 
-constexpr Operation kOperations[] = {Operation::broadcast, Operation::reduce,         Operation::allreduce,
-                                     Operation::allgather, Operation::reduce_scatter, Operation::gather,
-                                     Operation::scatter};
-
 Plan planned(const Topology& topology, Operation operation, Planner planner = Planner::exact) {
   PlanRequest request;
   request.operation = operation;

@@ -1,0 +1,195 @@
+#include "actors/collective_relay_state.hpp"
+
+#include <algorithm>
+
+namespace coppice::actors {
+namespace {
+
+using collectives::RankEdge;
+
+RankEdge reversed(const RankEdge& edge) { return {edge.to, edge.from, edge.to_address, edge.from_address}; }
+
+}  // namespace
+
+CollectiveRelayState::CollectiveRelayState(const collectives::Program& program, std::size_t tree, int rank,
+                                           CollectiveBuffer buffer, std::int64_t window)
+    : tree_(program.trees[tree]),
+      element_(program.element),
+      reduction_(program.reduction),
+      ranks_(program.ranks),
+      rank_(rank),
+      buffer_(std::move(buffer)),
+      window_(window),
+      chunks_(collectives::chunk_count(tree_)) {
+  for (const RankEdge& edge : tree_.up) {
+    if (edge.to == rank) up_from_.push_back({reversed(edge), 0, {}});
+    if (edge.from == rank) up_to_ = Neighbour{edge};
+  }
+  for (const RankEdge& edge : tree_.down) {
+    if (edge.to == rank) down_from_ = Source{reversed(edge), 0, {}};
+    if (edge.from == rank) down_to_.push_back({edge});
+  }
+}
+
+bool CollectiveRelayState::keeps() const { return tree_.keeper < 0 || tree_.keeper == rank_; }
+
+CollectiveRelayState::Step CollectiveRelayState::begin() {
+  // A source of the way down knows everything: it holds the data, or is alone and combines nothing.
+  if (tree_.up.empty() && rank_ == tree_.root) {
+    for (std::int64_t i = 0; i < chunks_; ++i) {
+      const auto at = collectives::chunk_at(tree_, i);
+      if (keeps() && buffer_.output != nullptr && buffer_.out(at).data() != buffer_.in(at).data())
+        std::memcpy(buffer_.out(at).data(), buffer_.in(at).data(), static_cast<std::size_t>(at.bytes));
+    }
+    known_ = chunks_;
+  }
+  Step step;
+  advance(step);
+  return step;
+}
+
+void CollectiveRelayState::advance(Step& step) {
+  combine_ready(step);
+  send_up(step);
+  send_down(step);
+}
+
+void CollectiveRelayState::combine_ready(Step& step) {
+  if (up_from_.empty()) return;
+  const auto arrived = [](const Source& child) { return !child.waiting.empty(); };
+  // What is combined and not sent is bounded, as everything is, by the window.
+  while (combined_ < chunks_ && std::ranges::all_of(up_from_, arrived) &&
+         static_cast<std::int64_t>(ready_.size()) < window_) {
+    SharedBytes sum = std::move(up_from_.front().waiting.front());
+    const auto at = collectives::chunk_at(tree_, combined_);
+    collectives::combine(element_, reduction_, sum.writable(), buffer_.in(at));
+    for (std::size_t child = 1; child < up_from_.size(); ++child)
+      collectives::combine(element_, reduction_, sum.writable(), up_from_[child].waiting.front().view());
+    for (Source& child : up_from_) {
+      child.waiting.pop_front();
+      step.push_back({child.back, Way::up, combined_ + 1, {}});
+    }
+    if (rank_ == tree_.root) {
+      collectives::finish(element_, reduction_, ranks_, sum.writable());
+      make_known(combined_, sum);
+    } else {
+      ready_.push_back(std::move(sum));
+    }
+    ++combined_;
+  }
+}
+
+// REQUIRES: index is the first that was not known.
+void CollectiveRelayState::make_known(std::int64_t index, const SharedBytes& bytes) {
+  if (keeps()) {
+    const auto at = buffer_.out(collectives::chunk_at(tree_, index));
+    std::memcpy(at.data(), bytes.data, bytes.size);
+  } else {
+    held_.push_back(bytes);
+  }
+  ++known_;
+}
+
+void CollectiveRelayState::send_up(Step& step) {
+  if (!up_to_) return;
+  const bool leaf = up_from_.empty();
+  while (up_to_->sent < chunks_ && up_to_->sent < up_to_->acknowledged + window_ && (leaf || !ready_.empty())) {
+    SharedBytes bytes;
+    if (leaf) {
+      const auto own = buffer_.in(collectives::chunk_at(tree_, up_to_->sent));
+      bytes = {buffer_.lease, own.data(), own.size()};
+    } else {
+      bytes = std::move(ready_.front());
+      ready_.pop_front();
+    }
+    step.push_back({up_to_->edge, Way::up, up_to_->sent, std::move(bytes)});
+    ++up_to_->sent;
+  }
+  // Room was made: more may be combined now.
+  if (!leaf && ready_.empty() && combined_ < chunks_) {
+    const auto before = combined_;
+    combine_ready(step);
+    if (combined_ != before) send_up(step);
+  }
+}
+
+void CollectiveRelayState::send_down(Step& step) {
+  const bool source = tree_.up.empty() && rank_ == tree_.root;
+  for (Neighbour& child : down_to_) {
+    while (child.sent < known_ && child.sent < child.acknowledged + window_) {
+      const auto at = collectives::chunk_at(tree_, child.sent);
+      SharedBytes bytes;
+      if (source) {
+        const auto own = buffer_.in(at);
+        bytes = {buffer_.lease, own.data(), own.size()};
+      } else if (keeps()) {
+        const auto own = buffer_.out(at);
+        bytes = {buffer_.lease, own.data(), own.size()};
+      } else {
+        bytes = held_[static_cast<std::size_t>(child.sent - held_from_)];
+      }
+      step.push_back({child.edge, Way::down, child.sent, std::move(bytes)});
+      ++child.sent;
+    }
+  }
+  if (keeps() || !down_from_) return;
+  // Room for more is there when every child has been sent what is held.
+  std::int64_t passed = known_;
+  for (const Neighbour& child : down_to_) passed = std::min(passed, child.sent);
+  if (passed == held_from_) return;
+  held_.erase(held_.begin(), held_.begin() + (passed - held_from_));
+  held_from_ = passed;
+  step.push_back({down_from_->back, Way::down, passed, {}});
+}
+
+CollectiveRelayState::Step CollectiveRelayState::on_chunk(int from, Way way, std::int64_t index, SharedBytes bytes) {
+  Step step;
+  if (index < 0 || index >= chunks_ ||
+      bytes.size != static_cast<std::size_t>(collectives::chunk_at(tree_, index).bytes))
+    return step;
+  if (way == Way::up) {
+    const auto child = std::ranges::find(up_from_, from, [](const Source& s) { return s.back.to; });
+    if (child == up_from_.end() || child->received != index || index >= combined_ + window_) return step;
+    ++child->received;
+    child->waiting.push_back(std::move(bytes));
+  } else {
+    if (!down_from_ || down_from_->back.to != from || index != known_) return step;
+    if (!keeps() && static_cast<std::int64_t>(held_.size()) >= window_) return step;
+    make_known(index, bytes);
+    if (keeps()) step.push_back({down_from_->back, Way::down, known_, {}});
+  }
+  advance(step);
+  return step;
+}
+
+CollectiveRelayState::Step CollectiveRelayState::on_ack(int from, Way way, std::int64_t count) {
+  Step step;
+  const auto take = [&](Neighbour& to) {
+    if (to.edge.to != from || count <= to.acknowledged || count > to.sent) return;
+    to.acknowledged = count;
+    advance(step);
+  };
+  if (way == Way::up && up_to_) take(*up_to_);
+  if (way == Way::down)
+    for (Neighbour& child : down_to_) take(child);
+  return step;
+}
+
+bool CollectiveRelayState::done() const {
+  if (up_to_ && !sent_all(*up_to_)) return false;
+  if ((down_from_ || rank_ == tree_.root) && known_ < chunks_) return false;
+  return std::ranges::all_of(down_to_, [&](const Neighbour& child) { return sent_all(child); });
+}
+
+std::optional<int> CollectiveRelayState::waits_for() const {
+  if (done()) return std::nullopt;
+  for (const Source& child : up_from_)
+    if (child.received < chunks_ && child.waiting.empty()) return child.back.to;
+  if (up_to_ && up_to_->sent > up_to_->acknowledged) return up_to_->edge.to;
+  if (down_from_ && known_ < chunks_) return down_from_->back.to;
+  for (const Neighbour& child : down_to_)
+    if (!sent_all(child)) return child.edge.to;
+  return std::nullopt;
+}
+
+}  // namespace coppice::actors

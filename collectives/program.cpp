@@ -1,0 +1,191 @@
+#include "collectives/program.hpp"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "collectives/plan.hpp"
+#include "collectives/schedule.hpp"
+
+namespace coppice::collectives {
+namespace {
+
+std::size_t index(std::int64_t at) { return static_cast<std::size_t>(at); }
+
+tl::unexpected<Error> malformed(std::string what) {
+  return tl::unexpected(Error{ErrorCode::malformed, "program: " + std::move(what)});
+}
+
+// Edges of nodes as edges of ranks, with the addresses of the links at both ends.
+class Translator {
+ public:
+  Translator(const Plan& plan, const Topology& topology) : topology_(topology) {
+    for (std::size_t rank = 0; rank < plan.participants.size(); ++rank)
+      ranks_[plan.participants[rank]] = static_cast<int>(rank);
+  }
+  int rank(int node) const { return ranks_.at(node); }
+
+  RankEdge edge(const TreeEdge& tree_edge) const {
+    const std::vector<int> path =
+        tree_edge.path.empty() ? std::vector{tree_edge.from, tree_edge.to} : tree_edge.path;
+    RankEdge out{rank(tree_edge.from), rank(tree_edge.to)};
+    out.from_address = address(path[0], path[1], path[0]);
+    out.to_address = address(path[path.size() - 2], path.back(), path.back());
+    return out;
+  }
+  static RankEdge reversed(const RankEdge& edge) { return {edge.to, edge.from, edge.to_address, edge.from_address}; }
+
+ private:
+  // Of the first link that carries from -> to, its end at `node`.
+  std::string address(int from, int to, int node) const {
+    const auto found = link_between(topology_, from, to);
+    if (!found) return {};
+    const Link& link = topology_.links[index(*found)];
+    return (link.from == node ? link.from_address : link.to_address).value_or("");
+  }
+
+  const Topology& topology_;
+  std::map<int, int> ranks_;
+};
+
+std::vector<RankEdge> backwards(std::vector<RankEdge> edges) {
+  std::ranges::reverse(edges);
+  for (RankEdge& edge : edges) edge = Translator::reversed(edge);
+  return edges;
+}
+
+TreeProgram tree_program(const Plan& plan, const Tree& tree, const Translator& translator) {
+  TreeProgram out{.root = translator.rank(tree.root), .up = {}, .down = {}, .share = {}};
+  std::vector<RankEdge> down, up;
+  for (const TreeEdge& edge : tree.edges) down.push_back(translator.edge(edge));
+  for (const TreeEdge& edge : tree.reduce_edges) up.push_back(translator.edge(edge));
+  switch (plan.operation) {
+    case Operation::allreduce:
+      out.up = tree.reduce_edges.empty() ? backwards(down) : up;
+      out.down = down;
+      break;
+    case Operation::reduce:
+    case Operation::reduce_scatter:
+      out.up = backwards(down);
+      out.keeper = out.root;
+      break;
+    case Operation::gather:  // from the host that the path is for, unaltered on the way
+      out.keeper = out.root;
+      out.down = backwards(down);
+      if (tree.target) out.root = translator.rank(*tree.target);
+      break;
+    case Operation::scatter:
+      out.down = down;
+      if (tree.target) out.keeper = translator.rank(*tree.target);
+      break;
+    case Operation::broadcast:
+    case Operation::allgather: out.down = down; break;
+  }
+  return out;
+}
+
+std::int64_t rounded_up(std::int64_t value, std::int64_t granule) { return (value + granule - 1) / granule * granule; }
+
+// Whether the edges make one tree that all leave from the root; `towards`: that all lead to it.
+bool is_tree(const std::vector<RankEdge>& edges, int root, int ranks, bool towards) {
+  std::set<int> known{root};
+  const auto step = [&](const RankEdge& edge) {
+    const int near = towards ? edge.to : edge.from, far = towards ? edge.from : edge.to;
+    return near >= 0 && near < ranks && far >= 0 && far < ranks && known.contains(near) && known.insert(far).second &&
+           edge.from_address.size() <= kNameBytesMax && edge.to_address.size() <= kNameBytesMax;
+  };
+  return towards ? std::all_of(edges.rbegin(), edges.rend(), step) : std::all_of(edges.begin(), edges.end(), step);
+}
+
+}  // namespace
+
+Expected<Program> make_program(const Plan& plan, const Topology& topology, const ProgramOptions& options) {
+  const auto granule = static_cast<std::int64_t>(size_of(options.element));
+  const auto ranks = static_cast<std::int64_t>(plan.participants.size());
+  const std::int64_t together = has_parts(plan.operation) ? granule * ranks : granule;
+  if (options.bytes < 0 || options.bytes > kProgramBytesMax || options.bytes % together != 0)
+    return malformed("a buffer of " + std::to_string(options.bytes) + " bytes is no whole number of " +
+                     std::string(name(options.element)) +
+                     (has_parts(plan.operation) ? " a rank, of " + std::to_string(ranks) + " ranks" : ""));
+  const auto unit = unit_bytes_per_s(topology.unit);
+  const Schedule shares = schedule(plan, {.bytes = options.bytes,
+                                          .latency_s = options.latency_s,
+                                          .unit_bytes_per_s = unit ? unit->get_d() : 1e9,
+                                          .granule = granule});
+  std::int64_t chunks = options.chunks;
+  if (chunks <= 0)
+    for (const TreeSchedule& tree : shares.trees) chunks = std::max(chunks, tree.chunking.count);
+
+  Program program{plan.operation, options.element, options.reduction, static_cast<int>(ranks), options.bytes, {}};
+  const Translator translator(plan, topology);
+  for (std::size_t i = 0; i < plan.trees.size(); ++i) {
+    const TreeSchedule& share = shares.trees[i];
+    if (share.bytes == 0) continue;
+    TreeProgram tree = tree_program(plan, plan.trees[i], translator);
+    tree.share = {{share.offset, share.bytes}};
+    const std::int64_t wanted = (share.bytes + chunks - 1) / std::max<std::int64_t>(chunks, 1);
+    tree.chunk_bytes = std::clamp<std::int64_t>(rounded_up(wanted, granule), granule, kChunkBytesMax);
+    program.trees.push_back(std::move(tree));
+  }
+  return program;
+}
+
+std::int64_t chunks_of(const Program& program) {
+  std::int64_t most = 0;
+  for (const TreeProgram& tree : program.trees) most = std::max(most, chunk_count(tree));
+  return most;
+}
+
+std::int64_t chunk_count(const TreeProgram& tree) {
+  std::int64_t count = 0;
+  for (const Stretch& stretch : tree.share) count += (stretch.bytes + tree.chunk_bytes - 1) / tree.chunk_bytes;
+  return count;
+}
+
+Stretch chunk_at(const TreeProgram& tree, std::int64_t index) {
+  for (const Stretch& stretch : tree.share) {
+    const std::int64_t count = (stretch.bytes + tree.chunk_bytes - 1) / tree.chunk_bytes;
+    if (index < count) {
+      const std::int64_t offset = index * tree.chunk_bytes;
+      return {stretch.offset + offset, std::min(tree.chunk_bytes, stretch.bytes - offset)};
+    }
+    index -= count;
+  }
+  return {};
+}
+
+Stretch part_of(const Program& program, int rank) {
+  const ChunkRange part = part_range(program.bytes, program.ranks, rank, static_cast<std::int64_t>(size_of(program.element)));
+  return {part.offset, part.bytes};
+}
+
+Expected<void> check(const Program& program) {
+  if (program.ranks < 1 || program.ranks > kRanksMax) return malformed(std::to_string(program.ranks) + " ranks");
+  if (program.bytes < 0 || program.bytes > kProgramBytesMax) return malformed(std::to_string(program.bytes) + " bytes");
+  const auto granule = static_cast<std::int64_t>(size_of(program.element));
+  std::vector<Stretch> all;
+  for (std::size_t i = 0; i < program.trees.size(); ++i) {
+    const TreeProgram& tree = program.trees[i];
+    const std::string which = "tree " + std::to_string(i) + ": ";
+    if (tree.root < 0 || tree.root >= program.ranks || tree.keeper < -1 || tree.keeper >= program.ranks)
+      return malformed(which + "its root or keeper is no rank");
+    if (!is_tree(tree.up, tree.root, program.ranks, true) || !is_tree(tree.down, tree.root, program.ranks, false))
+      return malformed(which + "its edges make no tree from its root");
+    if (!tree.up.empty() && !combines(program.operation)) return malformed(which + "it combines, the operation does not");
+    if (tree.chunk_bytes < 1 || tree.chunk_bytes > kChunkBytesMax || tree.chunk_bytes % granule != 0)
+      return malformed(which + "chunks of " + std::to_string(tree.chunk_bytes) + " bytes");
+    for (const Stretch& stretch : tree.share) {
+      if (stretch.offset < 0 || stretch.bytes < 1 || stretch.offset > program.bytes - stretch.bytes ||
+          stretch.offset % granule != 0 || stretch.bytes % granule != 0)
+        return malformed(which + "its share is outside the buffer");
+      all.push_back(stretch);
+    }
+    if (chunk_count(tree) > kChunksMax) return malformed(which + "too many chunks");
+  }
+  std::ranges::sort(all, {}, &Stretch::offset);
+  for (std::size_t i = 1; i < all.size(); ++i)
+    if (all[i].offset < all[i - 1].offset + all[i - 1].bytes) return malformed("two trees carry the same bytes");
+  return {};
+}
+
+}  // namespace coppice::collectives

@@ -1,0 +1,88 @@
+// collectives/program.hpp: a plan made executable: which bytes travel over which trees, in which chunks. Pure.
+//
+// Hosts are ranks here, the plan's participants in their order. A program says all that a relay needs to know, so that
+// one rank can make it and hand it to the others.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "collectives/error.hpp"
+#include "collectives/operation.hpp"
+#include "collectives/reduction.hpp"
+
+namespace coppice::collectives {
+
+struct Plan;
+struct Topology;
+
+inline constexpr int kRanksMax = 4096;
+inline constexpr std::int64_t kProgramBytesMax = std::int64_t{1} << 40;  // of a whole buffer
+inline constexpr std::int64_t kChunkBytesMax = std::int64_t{1} << 20;
+inline constexpr std::int64_t kChunksMax = std::int64_t{1} << 24;  // of one tree
+
+struct Stretch {  // of the whole buffer
+  std::int64_t offset = 0;
+  std::int64_t bytes = 0;
+  bool operator==(const Stretch&) const = default;
+};
+
+struct RankEdge {
+  int from = -1;
+  int to = -1;
+  // The ends of the links that the edge leaves and enters by; empty: any address of the host.
+  std::string from_address = {};
+  std::string to_address = {};
+  bool operator==(const RankEdge&) const = default;
+};
+
+// One tree at work. Data goes up where `up` has edges and what arrives is combined on the way; then down.
+struct TreeProgram {
+  int root = -1;
+  std::vector<RankEdge> up;    // towards the root, a child's before its parent's
+  std::vector<RankEdge> down;  // away from the root, a parent's before its children's
+  std::vector<Stretch> share;  // what it carries, ascending
+  std::int64_t chunk_bytes = 0;
+  int keeper = -1;  // the one rank that wants the result; -1: every rank of the tree
+  bool operator==(const TreeProgram&) const = default;
+};
+
+struct Program {
+  Operation operation = Operation::broadcast;
+  Element element = Element::bytes;
+  Reduction reduction = Reduction::sum;
+  int ranks = 0;
+  std::int64_t bytes = 0;  // of the whole buffer: allgather and reduce_scatter, of all parts together
+  std::vector<TreeProgram> trees;
+  bool operator==(const Program&) const = default;
+};
+
+struct ProgramOptions {
+  Element element = Element::bytes;
+  Reduction reduction = Reduction::sum;
+  std::int64_t bytes = 0;
+  // Every tree's share is cut into about so many chunks, so that equal windows give trees that share a link bandwidth
+  // in proportion to their rates. 0: as the pipeline's model says.
+  std::int64_t chunks = 0;
+  double latency_s = 300e-6;  // of one chunk on one hop, for that model
+};
+
+// Errors: malformed: the buffer is no whole number of elements, or of elements a rank where each has its part.
+// REQUIRES: the plan is of this topology and verified.
+Expected<Program> make_program(const Plan& plan, const Topology& topology, const ProgramOptions& options);
+
+// The chunks that the model or the caller chose: the most of any tree.
+std::int64_t chunks_of(const Program& program);
+
+std::int64_t chunk_count(const TreeProgram& tree);
+// Chunk `index` of the tree's share. No chunk lies in two stretches. REQUIRES: 0 <= index < chunk_count(tree).
+Stretch chunk_at(const TreeProgram& tree, std::int64_t index);
+
+// The bytes of rank's part of allgather, reduce_scatter, gather and scatter.
+Stretch part_of(const Program& program, int rank);
+
+// For programs from elsewhere: everything is in its bounds, trees are trees, no byte is carried twice. Errors: malformed.
+Expected<void> check(const Program& program);
+
+}  // namespace coppice::collectives
