@@ -14,6 +14,7 @@ struct SharedBytes {
   std::byte* data = nullptr;
   std::size_t size = 0;
 
+  explicit operator bool() const { return data != nullptr; }
   std::span<const std::byte> view() const { return {data, size}; }
   // A received frame belongs to its one receiver, who may combine into it. Nobody else writes.
   std::span<std::byte> writable() const { return {data, size}; }

@@ -4,6 +4,7 @@
 
 #include <caf/all.hpp>
 
+#include "actors/collective_messages.hpp"
 #include "actors/local_messages.hpp"
 #include "actors/messages.hpp"
 
@@ -51,3 +52,8 @@ CAF_ALLOW_UNSAFE_MESSAGE_TYPE(coppice::actors::InstallRows)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(coppice::actors::DeadlineTick)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(coppice::actors::RosterTick)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(coppice::actors::LateSend)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(coppice::actors::StartCall)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(coppice::actors::BeginRelay)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(coppice::actors::RelayDone)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(coppice::actors::LeaseEnded)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(coppice::actors::PatienceTick)

@@ -132,6 +132,7 @@ void add_bench(CLI::App& app, Shell& shell) {
   command->add_option("--record", options->record, "write one JSON line a request, raw floats included");
   command->add_option("--seed", options->load.seed, "of the arrivals")->capture_default_str();
   add_bench_class_parallel(*bench, shell);
+  add_bench_collective(*bench, shell);
 }
 
 }  // namespace coppice::apps

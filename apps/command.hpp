@@ -26,6 +26,9 @@ struct Shell {
 CLI::App* add_command(CLI::App& parent, Shell& shell, const std::string& name, const std::string& description,
                       const std::string& example, std::function<runtime::Expected<void>()> run);
 
+// "64M" of a flag: K, M and G are 2¹⁰, 2²⁰ and 2³⁰. Errors: bad_input, naming the flag.
+runtime::Expected<std::int64_t> byte_count(const std::string& flag, const std::string& text);
+
 // One file a command; main.cpp calls each.
 void add_keys(CLI::App& app, Shell& shell);
 void add_node(CLI::App& app, Shell& shell);
@@ -34,6 +37,7 @@ void add_infer(CLI::App& app, Shell& shell);
 void add_status(CLI::App& app, Shell& shell);
 void add_bench(CLI::App& app, Shell& shell);
 void add_bench_class_parallel(CLI::App& bench, Shell& shell);
+void add_bench_collective(CLI::App& bench, Shell& shell);
 void add_demo(CLI::App& app, Shell& shell);
 void add_run(CLI::App& app, Shell& shell);
 void add_evaluate(CLI::App& app, Shell& shell);

@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "apps/command.hpp"
+#include "runtime/cluster.hpp"
 
 namespace coppice::apps {
 
@@ -23,6 +24,21 @@ CLI::App* add_command(CLI::App& parent, Shell& shell, const std::string& name, c
     shell.run = run;
   });
   return command;
+}
+
+runtime::Expected<std::int64_t> byte_count(const std::string& flag, const std::string& text) {
+  std::string digits = text;
+  std::int64_t unit = 1;
+  const std::string units = "KMG";
+  if (!digits.empty() && units.find(digits.back()) != std::string::npos) {
+    unit = std::int64_t{1} << (10 * (static_cast<int>(units.find(digits.back())) + 1));
+    digits.pop_back();
+  }
+  const bool plain =
+      !digits.empty() && digits.size() <= 9 && digits.find_first_not_of("0123456789") == std::string::npos;
+  if (!plain)
+    return runtime::bad_input(runtime::one_line(flag + " " + text + ": a number like 65536, 64K, 64M or 2G is needed"));
+  return std::stoll(digits) * unit;
 }
 
 }  // namespace coppice::apps

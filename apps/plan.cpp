@@ -16,7 +16,7 @@
 #include "collectives/schedule.hpp"
 #include "collectives/simulate.hpp"
 #include "collectives/verify.hpp"
-#include "runtime/cluster.hpp"
+#include "runtime/communicator.hpp"
 
 namespace coppice::apps {
 namespace {
@@ -72,7 +72,7 @@ runtime::Expected<Topology> read_topology(const Options& options) {
   } else if (!options.deploy.empty()) {
     const auto cluster = runtime::load_cluster(options.deploy);
     if (!cluster) return tl::unexpected(cluster.error());
-    return topology_of(*cluster);
+    return runtime::topology_of(*cluster);
   } else {
     return wrong("a topology is needed: --topology FILE or --builtin NAME");
   }
@@ -103,21 +103,6 @@ runtime::Expected<std::optional<int>> root_of(const Options& options, const Topo
   const auto node = node_of("--root", root, topology, named(options));
   if (!node) return tl::unexpected(node.error());
   return std::optional(*node);
-}
-
-// "64M": M is 2²⁰.
-runtime::Expected<std::int64_t> bytes_of(const std::string& text) {
-  std::string digits = text;
-  std::int64_t unit = 1;
-  const std::string units = "KMG";
-  if (!digits.empty() && units.find(digits.back()) != std::string::npos) {
-    unit = std::int64_t{1} << (10 * (static_cast<int>(units.find(digits.back())) + 1));
-    digits.pop_back();
-  }
-  const bool plain =
-      !digits.empty() && digits.size() <= 9 && digits.find_first_not_of("0123456789") == std::string::npos;
-  if (!plain) return wrong("--bytes " + text + ": a number like 65536, 64K, 64M or 2G is needed");
-  return std::stoll(digits) * unit;
 }
 
 runtime::Expected<collectives::PlanRequest> request_of(const Options& options, const Topology& topology) {
@@ -208,7 +193,7 @@ std::string plan_text(const Plan& plan, const Topology& topology, double seconds
 // Chunks of every tree and what the simulator predicts, where a buffer is given.
 runtime::Expected<void> add_schedule(const Options& options, const Planned& planned, const Topology& topology,
                                      json& document, std::string& text) {
-  const auto bytes = bytes_of(options.bytes);
+  const auto bytes = byte_count("--bytes", options.bytes);
   if (!bytes) return tl::unexpected(bytes.error());
   if (*bytes == 0) return {};
   const auto unit = collectives::unit_bytes_per_s(topology.unit);
@@ -305,7 +290,7 @@ runtime::Expected<void> hybrid(const Options& options, const Shell& shell) {
   if (colon == std::string::npos || switching_ms < 0 || end == nullptr || *end != 0 || options.kind.empty()) {
     return wrong("--hybrid " + options.hybrid + ": give KIND:MILLISECONDS here, and the first kind as --kind");
   }
-  const auto bytes = bytes_of(options.bytes);
+  const auto bytes = byte_count("--bytes", options.bytes);
   if (!bytes) return tl::unexpected(bytes.error());
   if (*bytes == 0) return wrong("--hybrid needs --bytes");
   std::vector<Planned> plans;

@@ -98,15 +98,4 @@ std::string to_text(const std::vector<RelayChain>& chains) {
   return text;
 }
 
-runtime::Expected<collectives::Topology> topology_of(const runtime::Cluster& cluster) {
-  if (!cluster.topology.empty()) {
-    auto topology = collectives::load_topology(cluster.topology);
-    if (!topology) return runtime::bad_input(runtime::one_line(topology.error().what));
-    return *std::move(topology);
-  }
-  std::vector<std::string> hosts;
-  for (const auto& host : cluster.hosts) hosts.push_back(host.name);
-  return collectives::single_switch(hosts);
-}
-
 }  // namespace coppice::apps

@@ -34,7 +34,4 @@ runtime::Expected<std::vector<RelayChain>> deploy(const collectives::Plan& plan,
 nlohmann::json to_json(const std::vector<RelayChain>& chains);
 std::string to_text(const std::vector<RelayChain>& chains);
 
-// The cluster's topology file, or one switch between its hosts when it names none.
-runtime::Expected<collectives::Topology> topology_of(const runtime::Cluster& cluster);
-
 }  // namespace coppice::apps

@@ -145,6 +145,25 @@ std::size_t size_of(Element element) {
   return 1;
 }
 
+std::vector<std::byte> elements_of(Element element, std::span<const int> values) {
+  std::vector<std::byte> out(values.size() * size_of(element));
+  const auto put = [&](std::size_t at, const auto& value) {
+    std::memcpy(out.data() + at * sizeof value, static_cast<const void*>(&value), sizeof value);
+  };
+  for (std::size_t at = 0; at < values.size(); ++at) {
+    const int value = values[at];
+    switch (element) {
+      case Element::float32: put(at, static_cast<float>(value)); break;
+      case Element::float16: put(at, Eigen::half(static_cast<float>(value))); break;
+      case Element::bfloat16: put(at, Eigen::bfloat16(static_cast<float>(value))); break;
+      case Element::int32: put(at, static_cast<std::int32_t>(value)); break;
+      case Element::int64: put(at, static_cast<std::int64_t>(value)); break;
+      case Element::bytes: put(at, static_cast<std::uint8_t>(value)); break;
+    }
+  }
+  return out;
+}
+
 void combine(Element element, Reduction reduction, std::span<std::byte> into, std::span<const std::byte> from) {
   assert(into.size() == from.size() && into.size() % size_of(element) == 0);
   switch (reduction) {

@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string_view>
+#include <vector>
 
 namespace coppice::collectives {
 
@@ -25,6 +26,9 @@ std::optional<Element> element_of(std::string_view word);
 std::optional<Reduction> reduction_of(std::string_view word);
 
 std::size_t size_of(Element element);  // bytes of one
+
+// Whole numbers as elements of a type, one after another; bytes take them modulo 256.
+std::vector<std::byte> elements_of(Element element, std::span<const int> values);
 
 // into[i] = into[i] ∘ from[i]; avg adds. Bytes are unsigned numbers of eight bits. A NaN of either side stays one under
 // every operation. REQUIRES: equal sizes, whole elements.

@@ -122,6 +122,11 @@ struct Node::Parts {
       const caf::actor* operator()(const ChunkAck&) const { return from_host ? &parts.relay : nullptr; }
       const caf::actor* operator()(const InferReply&) const { return nullptr; }
       const caf::actor* operator()(const TextReply&) const { return nullptr; }
+      // A serving node takes part in no collective; a communicator (runtime/communicator.hpp) does.
+      const caf::actor* operator()(const CollectiveChunk&) const { return nullptr; }
+      const caf::actor* operator()(const CollectiveAck&) const { return nullptr; }
+      const caf::actor* operator()(const ProgramOffer&) const { return nullptr; }
+      const caf::actor* operator()(const CallRefused&) const { return nullptr; }
     };
     const auto* target = std::visit(Target{*this, from_host, from_gateway}, delivery.message);
     if (target && *target) caf::anon_send(*target, std::move(delivery));

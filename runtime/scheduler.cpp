@@ -5,6 +5,7 @@
 #include "collectives/plan.hpp"
 #include "collectives/topology.hpp"
 #include "collectives/tree.hpp"
+#include "runtime/communicator.hpp"
 
 namespace coppice::runtime {
 namespace {
@@ -12,26 +13,17 @@ namespace {
 // Of one chunk on one hop, socket to socket through two actors: measured on loopback (ARCHITECTURE.md).
 constexpr double kHopSeconds = 300e-6;
 
-Expected<collectives::Topology> topology_of(const Cluster& cluster, const std::vector<std::string>& hosts) {
-  if (cluster.topology.empty()) return collectives::single_switch(hosts);
-  auto topology = collectives::load_topology(cluster.topology);
-  if (!topology) return bad_input(cluster.topology.string() + ": " + topology.error().what);
-  return std::move(*topology);
-}
-
 }  // namespace
 
 Expected<std::vector<actors::RelayNode>> plan_relays(const Cluster& cluster, const std::vector<std::string>& members,
                                                      std::size_t bytes) {
   std::vector<std::string> hosts{cluster.gateway().name};
   hosts.insert(hosts.end(), members.begin(), members.end());
-  const auto topology = topology_of(cluster, hosts);
+  const auto topology = topology_of(cluster);
   if (!topology) return tl::unexpected(topology.error());
   std::vector<int> participants;
   for (const auto& host : hosts) {
-    const auto node = collectives::find_node(*topology, host);
-    if (!node) return bad_input(cluster.topology.string() + ": it has no node \"" + host + "\", which the cluster file has");
-    participants.push_back(*node);
+    participants.push_back(*collectives::find_node(*topology, host));  // topology_of has seen to it
   }
   const int root = participants.front();
   collectives::PlanOptions options;

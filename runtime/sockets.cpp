@@ -30,9 +30,14 @@ void be_curve_client(zmq::socket_t& socket, const Identity& identity, const std:
   socket.set(zmq::sockopt::curve_secretkey, identity.secret_key);
 }
 
-std::string tcp_endpoint(const std::string& address, std::uint16_t port) {
-  const bool v6 = address.find(':') != std::string::npos;
-  return "tcp://" + (v6 ? "[" + address + "]" : address) + ":" + std::to_string(port);
+std::string tcp_endpoint(const std::string& address, std::uint16_t port) { return tcp_endpoint("", address, port); }
+
+std::string tcp_endpoint(const std::string& from_address, const std::string& address, std::uint16_t port) {
+  const auto bracketed = [](const std::string& text) {
+    return text.find(':') != std::string::npos ? "[" + text + "]" : text;
+  };
+  return "tcp://" + (from_address.empty() ? "" : bracketed(from_address) + ":0;") + bracketed(address) + ":" +
+         std::to_string(port);
 }
 
 bool receive_parts(zmq::socket_t& socket, Parts& into) {
@@ -46,12 +51,15 @@ bool receive_parts(zmq::socket_t& socket, Parts& into) {
   return true;
 }
 
-Expected<actors::DataMessage> decode_parts(const Parts& in, std::size_t at) {
+Expected<actors::DataMessage> decode_parts(Parts& in, std::size_t at) {
   if (in.parts.size() != at + 1 && in.parts.size() != at + 2) return bad_input("frame: not one or two parts");
-  const auto view = [&](std::size_t part) {
-    return std::span(static_cast<const std::byte*>(in.parts[part].data()), in.parts[part].size());
-  };
-  return decode(view(at), in.parts.size() == at + 2 ? view(at + 1) : std::span<const std::byte>{});
+  const std::span head(static_cast<const std::byte*>(in.parts[at].data()), in.parts[at].size());
+  actors::SharedBytes bulk;
+  if (in.parts.size() == at + 2) {  // the frame itself is kept by whoever wants its bytes
+    auto part = std::make_shared<zmq::message_t>(std::move(in.parts[at + 1]));
+    bulk = {part, static_cast<std::byte*>(part->data()), part->size()};
+  }
+  return decode(head, bulk);
 }
 
 }  // namespace coppice::runtime

@@ -31,7 +31,10 @@ struct Parts {
 };
 bool receive_parts(zmq::socket_t& socket, Parts& into);  // false: nothing is there. Never blocks.
 
-// The data message whose head is part `at`, with its bulk after it where there is one. Errors: bad_input.
-Expected<actors::DataMessage> decode_parts(const Parts& in, std::size_t at);
+// The data message whose head is part `at`, with its bulk after it where there is one, which is taken. Errors: bad_input.
+Expected<actors::DataMessage> decode_parts(Parts& in, std::size_t at);
+
+// Of one address of this host to one of a peer: "tcp://10.0.0.1:0;10.0.0.2:7000".
+std::string tcp_endpoint(const std::string& from_address, const std::string& address, std::uint16_t port);
 
 }  // namespace coppice::runtime

@@ -9,7 +9,9 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <set>
 #include <thread>
+#include <utility>
 
 #include "runtime/sockets.hpp"
 #include "runtime/wire.hpp"
@@ -37,23 +39,35 @@ struct Transport::Io {
   TransportCounts counts;
   zmq::context_t context{1};
   zmq::socket_t zap, router;
-  std::map<std::string, std::unique_ptr<Dialled>> dialled;
+  std::map<actors::Peer, std::unique_ptr<Dialled>> dialled;  // one a peer and link
+  bool changed = false;  // what run() waits on
   int wake = -1;
   std::mutex mutex;
   std::vector<Outgoing> queue;  // guarded by mutex
   bool stop = false;            // guarded by mutex
+  bool close_dialled = false;   // guarded by mutex
   std::thread thread;
 
   ~Io() {
+    close();
+    if (wake >= 0) ::close(wake);
+  }
+
+  void close() {
+    {
+      const std::lock_guard lock(mutex);
+      stop = true;
+    }
     if (thread.joinable()) {
-      {
-        const std::lock_guard lock(mutex);
-        stop = true;
-      }
       ring();
       thread.join();
     }
-    if (wake >= 0) ::close(wake);
+    for (auto& [to, peer] : dialled) peer->socket.set(zmq::sockopt::linger, options.linger_ms);
+    dialled.clear();
+    router.close();
+    zap.close();
+    context.close();  // waits until what lingers has left, and lets go of all shared bytes
+    queue.clear();
   }
 
   void ring() {
@@ -75,13 +89,21 @@ struct Transport::Io {
     router = zmq::socket_t(context, zmq::socket_type::router);
     set_limits(router, {options.heartbeat_ms, options.frames_max});
     be_curve_server(router, options.identity);
-    const auto endpoint = tcp_endpoint(options.bind_address, options.port);
+    std::set<std::string> addresses(options.link_addresses.begin(), options.link_addresses.end());
+    addresses.insert(options.bind_address);
+    for (const auto& address : addresses)
+      if (auto bound = bind(tcp_endpoint(address, options.port), address == options.bind_address); !bound) return bound;
+    return {};
+  }
+
+  Expected<void> bind(const std::string& endpoint, bool own) {
     try {
       router.bind(endpoint);
     } catch (const zmq::error_t& fault) {
       return failed("cannot listen on " + endpoint + ": " + fault.what() +
                     (fault.num() == EADDRINUSE ? "; stop what uses the port or give this host another in the cluster file"
-                                               : "; see this host's address in the cluster file"));
+                     : own                     ? "; see this host's address in the cluster file"
+                                               : "; see this host's links in the topology file"));
     }
     return {};
   }
@@ -94,14 +116,15 @@ struct Transport::Io {
                                          {zap.handle(), 0, ZMQ_POLLIN, 0},
                                          {router.handle(), 0, ZMQ_POLLIN, 0}};
       std::vector<Dialled*> order;
-      for (auto& [name, peer] : dialled) {
+      for (auto& [to, peer] : dialled) {
         items.push_back({peer->socket.handle(), 0, ZMQ_POLLIN, 0});
         order.push_back(peer.get());
       }
-      const std::size_t known = dialled.size();
-      while (known == dialled.size()) {  // the list is made anew only when a peer is dialled
+      changed = false;
+      while (!changed) {  // the list is made anew only when a peer is dialled or all are hung up on
         poll(items);
         if (items[0].revents && !send_queued()) return;
+        if (changed) break;  // some of the sockets may be gone
         if (items[1].revents) authenticate();
         if (items[2].revents) receive_router();
         for (std::size_t i = 0; i < order.size(); ++i)
@@ -123,19 +146,32 @@ struct Transport::Io {
     std::uint64_t rings = 0;
     [[maybe_unused]] const auto drained = ::read(wake, &rings, sizeof rings);
     std::vector<Outgoing> batch;
+    bool close = false, over = false;
     {
       const std::lock_guard lock(mutex);
-      if (stop) return false;
+      over = stop;
       batch.swap(queue);
+      close = std::exchange(close_dialled, false);
+    }
+    if (close) {  // the queued frames after it dial again
+      dialled.clear();
+      changed = true;
     }
     for (auto& outgoing : batch) send_now(outgoing);
-    return true;
+    return !over;
   }
 
-  void send_now(const Outgoing& outgoing) {
+  // Bytes that are shared go as they lie; whoever holds them is let go when ZeroMQ has no more use for them.
+  static zmq::message_t bulk_message(Frame& frame) {
+    if (!frame.shared) return {frame.bulk.data(), frame.bulk.size()};
+    auto* held = new actors::SharedBytes(std::move(frame.shared));
+    return {held->data, held->size, [](void*, void* hint) { delete static_cast<actors::SharedBytes*>(hint); }, held};
+  }
+
+  void send_now(Outgoing& outgoing) {
     zmq::socket_t* socket = &router;
     if (outgoing.to.route.empty()) {
-      socket = dial(outgoing.to.name);
+      socket = dial(outgoing.to);
       if (!socket) {
         ++counts.dropped;
         return;
@@ -148,22 +184,24 @@ struct Transport::Io {
         ++counts.dropped;
         return;
       }
-      const bool bulk = !outgoing.frame.bulk.empty();
+      const std::size_t size = outgoing.frame.head.size() + outgoing.frame.bulk_bytes();
+      const bool bulk = outgoing.frame.bulk_bytes() > 0;
       const auto flags = send_flags::dontwait;
       if (!socket->send(buffer(outgoing.frame.head), bulk ? flags | send_flags::sndmore : flags)) {
         ++counts.dropped;
         return;
       }
-      if (bulk) (void)socket->send(buffer(outgoing.frame.bulk), flags);
+      if (bulk) (void)socket->send(bulk_message(outgoing.frame), flags);
       ++counts.sent;
-      counts.bytes_sent += outgoing.frame.head.size() + outgoing.frame.bulk.size();
+      counts.bytes_sent += size;
     } catch (const zmq::error_t&) {  // an unroutable peer: lost, as on any network
       ++counts.dropped;
     }
   }
 
-  zmq::socket_t* dial(const std::string& name) {
-    if (const auto found = dialled.find(name); found != dialled.end()) return &found->second->socket;
+  zmq::socket_t* dial(const actors::Peer& to) {
+    const std::string& name = to.name;
+    if (const auto found = dialled.find(to); found != dialled.end()) return &found->second->socket;
     const auto host = std::find_if(options.hosts.begin(), options.hosts.end(),
                                    [&](const Host& h) { return h.name == name; });
     const auto key = public_key_of(options.allow, name);
@@ -172,11 +210,12 @@ struct Transport::Io {
     set_limits(peer->socket, {options.heartbeat_ms, options.frames_max});
     be_curve_client(peer->socket, options.identity, *key);
     try {
-      peer->socket.connect(tcp_endpoint(host->address, host->port));
+      peer->socket.connect(tcp_endpoint(to.from_address, to.to_address.empty() ? host->address : to.to_address, host->port));
     } catch (const zmq::error_t&) {
       return nullptr;
     }
-    return &dialled.emplace(name, std::move(peer)).first->second->socket;
+    changed = true;
+    return &dialled.emplace(to, std::move(peer)).first->second->socket;
   }
 
   void authenticate() {
@@ -230,14 +269,16 @@ struct Transport::Io {
     for (int i = 0; i < kBatch && receive_parts(peer.socket, in); ++i) deliver({peer.name, ""}, in, 0);
   }
 
-  void deliver(actors::Peer from, const Parts& in, std::size_t at) {
+  void deliver(actors::Peer from, Parts& in, std::size_t at) {
+    std::size_t size = 0;
+    for (std::size_t i = at; i < in.parts.size(); ++i) size += in.parts[i].size();
     auto message = decode_parts(in, at);
     if (!message) {
       ++counts.malformed;
       return;
     }
     ++counts.received;
-    for (std::size_t i = at; i < in.parts.size(); ++i) counts.bytes_received += in.parts[i].size();
+    counts.bytes_received += size;
     on_delivery({std::move(from), std::move(*message)});
   }
 };
@@ -264,10 +305,21 @@ void Transport::send(const actors::Peer& to, actors::DataMessage message) {
   bool first = false;
   {
     const std::lock_guard lock(io_->mutex);
+    if (io_->stop) return;
     first = io_->queue.empty();
     io_->queue.push_back(std::move(outgoing));
   }
   if (first) io_->ring();
+}
+
+void Transport::close() { io_->close(); }
+
+void Transport::hang_up() {
+  {
+    const std::lock_guard lock(io_->mutex);
+    io_->close_dialled = true;
+  }
+  io_->ring();
 }
 
 const TransportCounts& Transport::counts() const { return io_->counts; }

@@ -23,10 +23,12 @@ struct TransportOptions {
   Identity identity;
   AllowList allow;
   std::string bind_address;  // of the listener
+  std::vector<std::string> link_addresses = {};  // this host's ends of links of their own: listened on as well
   std::uint16_t port = 0;
   std::vector<Host> hosts;   // who can be dialled
   int heartbeat_ms = 500;    // a silent connection is given up after three of them
   int frames_max = 4'096;    // waiting at each peer; more are dropped and counted
+  int linger_ms = 0;         // how long close() may take to send what is still queued
 };
 
 struct TransportCounts {
@@ -40,11 +42,15 @@ class Transport final : public actors::FramePort {
 
   // Starts listening. `on_delivery` runs on the I/O thread and must not block. Errors: a port in use, a bad key.
   static Expected<std::shared_ptr<Transport>> open(TransportOptions options, OnDelivery on_delivery);
-  ~Transport() override;  // stops the thread; frames not yet sent are lost
+  ~Transport() override;  // as close()
   Transport(const Transport&) = delete;
   Transport& operator=(const Transport&) = delete;
 
   void send(const actors::Peer& to, actors::DataMessage message) override;
+  // Stops the thread and lets go of everything that waits; afterwards nothing is delivered and nothing sent. Idempotent.
+  void close();
+  // Closes every connection that this node made, and forgets what waits in them; the next frame dials again.
+  void hang_up();
   const TransportCounts& counts() const;
 
  private:

@@ -33,9 +33,12 @@ std::uint64_t number(Enum value) {
   return static_cast<std::uint64_t>(value);
 }
 
+void pack_program(Packer& pk, const collectives::Program& program);
+
 struct Writer {
   Packer& pk;
   std::vector<std::byte>& bulk;
+  SharedBytes& shared;
 
   // Each opens the array with the number of its fields; decode's readers below mirror them one for one.
   void begin(std::uint32_t type, std::uint32_t fields) {
@@ -123,7 +126,71 @@ struct Writer {
     pk.pack(m.text);
     pk.pack(m.error);
   }
+  void operator()(const CollectiveChunk& m) {
+    begin(10, 5);
+    run(m.run);
+    pk.pack(m.tree);
+    pk.pack(number(m.way));
+    pk.pack(m.index);
+    shared = m.bytes;
+  }
+  void operator()(const CollectiveAck& m) {
+    begin(11, 5);
+    run(m.run);
+    pk.pack(m.tree);
+    pk.pack(number(m.way));
+    pk.pack(m.count);
+  }
+  void operator()(const ProgramOffer& m) {
+    begin(12, 4);
+    run(m.run);
+    pk.pack(m.settled);
+    pack_program(pk, m.program);
+  }
+  void operator()(const CallRefused& m) {
+    begin(13, 2);
+    pk.pack(m.call);
+    pk.pack(m.reason);
+  }
+  void run(const RunId& id) {
+    pk.pack(id.call);
+    pk.pack(id.attempt);
+  }
 };
+
+void pack_edges(Packer& pk, const std::vector<collectives::RankEdge>& edges) {
+  pk.pack_array(static_cast<std::uint32_t>(edges.size()));
+  for (const auto& edge : edges) {
+    pk.pack_array(4);
+    pk.pack(edge.from);
+    pk.pack(edge.to);
+    pk.pack(edge.from_address);
+    pk.pack(edge.to_address);
+  }
+}
+
+void pack_program(Packer& pk, const collectives::Program& program) {
+  pk.pack_array(6);
+  pk.pack(number(program.operation));
+  pk.pack(number(program.element));
+  pk.pack(number(program.reduction));
+  pk.pack(program.ranks);
+  pk.pack(program.bytes);
+  pk.pack_array(static_cast<std::uint32_t>(program.trees.size()));
+  for (const auto& tree : program.trees) {
+    pk.pack_array(6);
+    pk.pack(tree.root);
+    pk.pack(tree.keeper);
+    pk.pack(tree.chunk_bytes);
+    pack_edges(pk, tree.up);
+    pack_edges(pk, tree.down);
+    pk.pack_array(static_cast<std::uint32_t>(2 * tree.share.size()));
+    for (const auto& stretch : tree.share) {
+      pk.pack(stretch.offset);
+      pk.pack(stretch.bytes);
+    }
+  }
+}
 
 // ---- reading -------------------------------------------------------------------------------------------------------
 
@@ -136,6 +203,7 @@ void require(bool holds) {
 // The fields of one message, taken in order; every fault is Malformed.
 class Fields {
  public:
+  explicit Fields(std::span<const msgpack::object> fields) : fields_(fields), at_(0) {}
   explicit Fields(const msgpack::object& array, std::size_t skip = 0) : at_(skip) {
     require(array.type == msgpack::type::ARRAY);
     fields_ = {array.via.array.ptr, array.via.array.size};
@@ -158,6 +226,11 @@ class Fields {
     }
     require(field.type == msgpack::type::NEGATIVE_INTEGER && field.via.i64 >= INT32_MIN);
     return static_cast<std::int32_t>(field.via.i64);
+  }
+  std::int64_t int64() {  // zero and above: sizes and offsets
+    const auto& field = next();
+    require(field.type == msgpack::type::POSITIVE_INTEGER && field.via.u64 <= INT64_MAX);
+    return static_cast<std::int64_t>(field.via.u64);
   }
   bool boolean() {
     const auto& field = next();
@@ -240,7 +313,68 @@ TransferOpen transfer_open(Fields& f) {
   return m;
 }
 
-DataMessage read(std::uint32_t type, Fields& f, std::span<const std::byte> bulk) {
+template <class Enum>
+Enum one_of(Fields& f, Enum last) {
+  const auto value = f.uint<std::uint8_t>();
+  require(value <= static_cast<std::uint8_t>(last));
+  return static_cast<Enum>(value);
+}
+
+RunId run_id(Fields& f) {
+  RunId id;
+  id.call = f.uint<std::uint64_t>();
+  id.attempt = f.uint<std::uint32_t>();
+  return id;
+}
+
+std::vector<collectives::RankEdge> rank_edges(Fields& f) {
+  std::vector<collectives::RankEdge> edges;
+  for (const auto& entry : f.array()) {
+    Fields fields(entry);
+    collectives::RankEdge edge;
+    edge.from = fields.int32();
+    edge.to = fields.int32();
+    edge.from_address = fields.text();
+    edge.to_address = fields.text();
+    fields.end();
+    edges.push_back(std::move(edge));
+  }
+  return edges;
+}
+
+collectives::Program program(Fields& outer) {
+  Fields f(outer.next());
+  collectives::Program p;
+  p.operation = one_of(f, collectives::Operation::scatter);
+  p.element = one_of(f, collectives::Element::bytes);
+  p.reduction = one_of(f, collectives::Reduction::avg);
+  p.ranks = f.int32();
+  p.bytes = f.int64();
+  for (const auto& entry : f.array()) {
+    Fields fields(entry);
+    collectives::TreeProgram tree;
+    tree.root = fields.int32();
+    tree.keeper = fields.int32();
+    tree.chunk_bytes = fields.int64();
+    tree.up = rank_edges(fields);
+    tree.down = rank_edges(fields);
+    const auto share = fields.array();
+    require(share.size() % 2 == 0);
+    for (std::size_t i = 0; i < share.size(); i += 2) {
+      Fields pair(share.subspan(i, 2));
+      const auto offset = pair.int64();
+      tree.share.push_back({offset, pair.int64()});
+    }
+    fields.end();
+    p.trees.push_back(std::move(tree));
+  }
+  f.end();
+  require(static_cast<bool>(collectives::check(p)));
+  return p;
+}
+
+DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) {
+  const auto bulk = shared_bulk.view();
   const auto no_bulk = [&] { require(bulk.empty()); };
   switch (type) {
     case 0: {
@@ -299,6 +433,39 @@ DataMessage read(std::uint32_t type, Fields& f, std::span<const std::byte> bulk)
       m.error = f.text();
       return m;
     }
+    case 10: {
+      CollectiveChunk m;
+      m.run = run_id(f);
+      m.tree = f.uint<std::uint32_t>();
+      m.way = one_of(f, Way::down);
+      m.index = f.uint<std::uint64_t>();
+      m.bytes = shared_bulk.owner ? shared_bulk : SharedBytes::copy_of(bulk);
+      return m;
+    }
+    case 11: {
+      no_bulk();
+      CollectiveAck m;
+      m.run = run_id(f);
+      m.tree = f.uint<std::uint32_t>();
+      m.way = one_of(f, Way::down);
+      m.count = f.uint<std::uint64_t>();
+      return m;
+    }
+    case 12: {
+      no_bulk();
+      ProgramOffer m;
+      m.run = run_id(f);
+      m.settled = f.boolean();
+      m.program = program(f);
+      return m;
+    }
+    case 13: {
+      no_bulk();
+      CallRefused m;
+      m.call = f.uint<std::uint64_t>();
+      m.reason = f.text();
+      return m;
+    }
     default: throw Malformed{};
   }
 }
@@ -309,14 +476,19 @@ Frame encode(const DataMessage& message) {
   msgpack::sbuffer buffer(256);
   Packer packer(buffer);
   Frame frame;
-  std::visit(Writer{packer, frame.bulk}, message);
+  std::visit(Writer{packer, frame.bulk, frame.shared}, message);
   const auto* data = reinterpret_cast<const std::byte*>(buffer.data());
   frame.head.assign(data, data + buffer.size());
   return frame;
 }
 
 Expected<DataMessage> decode(std::span<const std::byte> head, std::span<const std::byte> bulk) {
-  if (head.size() > kHeadBytesMax || bulk.size() > kBulkBytesMax) return bad_input("frame: larger than is taken");
+  // Never written to: without an owner whoever keeps the bytes copies them.
+  return decode(head, SharedBytes{nullptr, const_cast<std::byte*>(bulk.data()), bulk.size()});
+}
+
+Expected<DataMessage> decode(std::span<const std::byte> head, const SharedBytes& bulk) {
+  if (head.size() > kHeadBytesMax || bulk.size > kBulkBytesMax) return bad_input("frame: larger than is taken");
   const auto handle = unpack(head);
   if (!handle) return tl::unexpected(handle.error());
   try {

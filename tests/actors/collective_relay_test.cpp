@@ -40,7 +40,7 @@ class Network {
       edge->second.pop_front();
       if (edge->second.empty()) edges_.erase(edge);
       auto& relay = relays_.at({tree, to});
-      if (out.bytes.owner == nullptr) {
+      if (!out.bytes) {
         send(tree, relay.on_ack(from, out.way, out.index));
       } else {
         --on_their_way_[{tree, from, to, out.way}];
@@ -61,7 +61,7 @@ class Network {
   }
   void send(std::size_t tree, CollectiveRelayState::Step step) {
     for (auto& out : step) {
-      if (out.bytes.owner) {  // a frame of its own, as a socket makes it
+      if (out.bytes) {  // a frame of its own, as a socket makes it
         out.bytes = SharedBytes::copy_of(out.bytes.view());
         widest_ = std::max(widest_, ++on_their_way_[{tree, out.edge.from, out.edge.to, out.way}]);
       }
@@ -146,7 +146,7 @@ Case make_case(const Topology& topology, const PlanRequest& request, Element ele
     made.out.push_back(std::move(out));
   }
   for (std::size_t rank = 0; rank < made.in.size(); ++rank)
-    made.buffers.push_back({std::make_shared<int>(0), made.in[rank].data(), 0, made.out[rank].data(), 0});
+    made.buffers.push_back({nullptr, made.in[rank].data(), 0, made.out[rank].data(), 0});
   return made;
 }
 

@@ -1,0 +1,61 @@
+#include <algorithm>
+
+#include "actors/collective_messages.hpp"
+#include "actors/type_ids.hpp"
+
+namespace coppice::actors {
+namespace {
+
+struct State {
+  CollectiveRelayOptions options;
+  CollectiveRelayState relay;
+  std::shared_ptr<FramePort> port;
+  caf::actor communicator;
+};
+
+int rank_of(const State& state, const std::string& name) {
+  const auto& names = state.options.names;
+  const auto found = std::ranges::find(names, name);
+  return found == names.end() ? -1 : static_cast<int>(found - names.begin());
+}
+
+void carry_out(caf::event_based_actor* self, State& state, CollectiveRelayState::Step step) {
+  const auto& o = state.options;
+  for (auto& out : step) {
+    const Peer to{o.names[static_cast<std::size_t>(out.edge.to)], "", out.edge.from_address, out.edge.to_address};
+    const auto index = static_cast<std::uint64_t>(out.index);
+    if (out.bytes)
+      state.port->send(to, CollectiveChunk{o.run, o.tree, out.way, index, std::move(out.bytes)});
+    else
+      state.port->send(to, CollectiveAck{o.run, o.tree, out.way, index});
+  }
+  o.progress->steps.fetch_add(1, std::memory_order_relaxed);
+  o.progress->waits_for.store(state.relay.waits_for().value_or(-1), std::memory_order_relaxed);
+  if (!state.relay.done()) return;
+  self->send(state.communicator, RelayDone{o.run, o.tree});
+  self->quit();
+}
+
+caf::behavior behave(caf::event_based_actor* self, const std::shared_ptr<State>& state) {
+  return {
+      [=](const BeginRelay&) { carry_out(self, *state, state->relay.begin()); },
+      [=](Delivery& delivery) {
+        const int from = rank_of(*state, delivery.from.name);
+        if (auto* chunk = std::get_if<CollectiveChunk>(&delivery.message))
+          carry_out(self, *state,
+                    state->relay.on_chunk(from, chunk->way, static_cast<std::int64_t>(chunk->index), std::move(chunk->bytes)));
+        else if (const auto* ack = std::get_if<CollectiveAck>(&delivery.message))
+          carry_out(self, *state, state->relay.on_ack(from, ack->way, static_cast<std::int64_t>(ack->count)));
+      },
+  };
+}
+
+}  // namespace
+
+caf::actor spawn_collective_relay(caf::actor_system& system, CollectiveRelayOptions options, CollectiveRelayState relay,
+                                  std::shared_ptr<FramePort> port, const caf::actor& communicator) {
+  auto state = std::make_shared<State>(State{std::move(options), std::move(relay), std::move(port), communicator});
+  return system.spawn(behave, std::move(state));
+}
+
+}  // namespace coppice::actors

@@ -1,0 +1,89 @@
+// actors/communicator.hpp: one rank of a group that calls collective operations together, and its relays.
+//
+//   caller ─StartCall→ communicator ─spawns→ collective_relay (one a tree) ⇄ the same tree's relays at other ranks
+//                            ▲ ProgramOffer, CallRefused: from rank 0, which plans for all
+//
+// Every rank makes the same calls in the same order. Rank 0 plans a call of a new kind and tells the others; once a kind
+// is settled nobody asks any more. A call is complete at a rank when its data is in place, what others needed from it has
+// left, and nothing that is still on its way reads the caller's buffer.
+#pragma once
+
+#include <caf/fwd.hpp>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <tl/expected.hpp>
+#include <utility>
+#include <vector>
+
+#include "actors/collective_relay_state.hpp"
+#include "actors/ports.hpp"
+
+namespace coppice::actors {
+
+// What must be the same for two calls to do the same.
+struct CallKind {
+  collectives::Operation operation = collectives::Operation::allreduce;
+  collectives::Element element = collectives::Element::float32;
+  collectives::Reduction reduction = collectives::Reduction::sum;
+  int root = -1;           // rank; -1 where the operation has none
+  std::int64_t bytes = 0;  // of the whole buffer
+  auto operator<=>(const CallKind&) const = default;
+};
+
+struct CallReport {
+  std::size_t trees = 0;
+  std::int64_t chunks = 0;  // of the tree that has most
+  Duration took{};          // at this rank
+};
+
+using CallResult = tl::expected<CallReport, std::string>;
+
+struct StartCall {
+  CallKind kind;
+  // Without its lease: the communicator makes that.
+  CollectiveBuffer buffer;
+  std::function<void(CallResult)> done;  // called once, on an actor's thread
+};
+
+// Frames of collectives to the relay that they are for. Those that come before their relay does wait for it, since ranks
+// do not call at the same instant; the sender's window bounds them, and bytes_max bounds whoever does not keep to it.
+// Any thread may deliver.
+class CollectiveRouter {
+ public:
+  explicit CollectiveRouter(std::size_t bytes_max = std::size_t{1} << 30) : bytes_max_(bytes_max) {}
+
+  void attach(const caf::actor& communicator);  // takes ProgramOffer and CallRefused
+  void detach();                                // lets go of every actor
+  void deliver(Delivery delivery);              // chunks, acknowledgements, offers, refusals
+  void add(const RunId& run, std::uint32_t tree, const caf::actor& relay);
+  void remove(const RunId& run, std::uint32_t tree);
+  void forget_below(std::uint64_t call);  // nothing of older calls is waited for any more
+
+ private:
+  struct Impl;
+  using Key = std::pair<RunId, std::uint32_t>;
+  void pass(const Key& key, Delivery delivery);
+
+  std::size_t bytes_max_;
+  std::shared_ptr<Impl> impl_ = make_impl();
+  static std::shared_ptr<Impl> make_impl();
+};
+
+struct CommunicatorOptions {
+  int rank = 0;
+  std::vector<std::string> names;  // of the ranks
+  std::shared_ptr<CollectiveRouter> router;
+  // Rank 0 alone: what all ranks do for a call of this kind, in about so many chunks; 0: as a model says.
+  std::function<tl::expected<collectives::Program, std::string>(const CallKind&, std::int64_t chunks)> plan;
+  Duration patience = std::chrono::seconds{10};  // a call that stands still for so long has failed
+  std::function<void()> hang_up;                 // frees what is queued for peers, once a call has failed
+};
+
+caf::actor spawn_communicator(caf::actor_system& system, CommunicatorOptions options, std::shared_ptr<FramePort> port);
+
+}  // namespace coppice::actors

@@ -1,0 +1,261 @@
+#include "runtime/communicator.hpp"
+
+#include <caf/all.hpp>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <optional>
+
+#include "actors/type_ids.hpp"
+#include "collectives/verify.hpp"
+#include "runtime/transport.hpp"
+
+namespace coppice::runtime {
+
+using actors::CallKind;
+using actors::CallReport;
+using collectives::Operation;
+
+// ---- completion ------------------------------------------------------------------------------------------------------
+
+struct Completion::Shared {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::optional<Expected<CallReport>> result;  // set once
+  std::vector<std::function<void(const Expected<CallReport>&)>> actions;
+
+  void complete(Expected<CallReport> outcome) {
+    decltype(actions) now;
+    {
+      const std::lock_guard lock(mutex);
+      result = std::move(outcome);
+      now.swap(actions);
+    }
+    changed.notify_all();
+    for (const auto& action : now) action(*result);
+  }
+};
+
+bool Completion::ready() const {
+  const std::lock_guard lock(shared_->mutex);
+  return shared_->result.has_value();
+}
+
+Expected<CallReport> Completion::wait() const {
+  std::unique_lock lock(shared_->mutex);
+  shared_->changed.wait(lock, [&] { return shared_->result.has_value(); });
+  return *shared_->result;
+}
+
+void Completion::then(std::function<void(const Expected<CallReport>&)> action) const {
+  {
+    const std::lock_guard lock(shared_->mutex);
+    if (!shared_->result) {
+      shared_->actions.push_back(std::move(action));
+      return;
+    }
+  }
+  action(*shared_->result);
+}
+
+// ---- the communicator ------------------------------------------------------------------------------------------------
+
+Expected<collectives::Topology> topology_of(const Cluster& cluster) {
+  std::vector<std::string> names;
+  for (const auto& host : cluster.hosts) names.push_back(host.name);
+  if (cluster.topology.empty()) return collectives::single_switch(names);
+  auto topology = collectives::load_topology(cluster.topology);
+  if (!topology) return bad_input(one_line(topology.error().what));
+  for (const auto& name : names)
+    if (!collectives::find_node(*topology, name))
+      return bad_input(cluster.topology.string() + ": it has no node \"" + name + "\", which the cluster file has");
+  return std::move(*topology);
+}
+
+namespace {
+
+// This host's ends of links that have addresses of their own.
+std::vector<std::string> link_addresses(const collectives::Topology& topology, const std::string& name) {
+  const auto node = collectives::find_node(topology, name);
+  std::vector<std::string> addresses;
+  for (const auto& link : topology.links) {
+    if (node && link.from == *node && link.from_address) addresses.push_back(*link.from_address);
+    if (node && link.to == *node && link.to_address) addresses.push_back(*link.to_address);
+  }
+  return addresses;
+}
+
+}  // namespace
+
+struct Communicator::Parts {
+  CommunicatorOptions options;
+  int rank = 0;
+  collectives::Topology topology;
+  std::vector<int> participants;  // node of each rank
+  std::unique_ptr<caf::actor_system_config> config;
+  std::unique_ptr<caf::actor_system> system;
+  std::shared_ptr<actors::CollectiveRouter> router = std::make_shared<actors::CollectiveRouter>();
+  std::shared_ptr<Transport> transport;
+  caf::actor communicator;
+
+  ~Parts() {
+    // First of all: nothing reads callers' buffers after it, and nothing is delivered to actors that are going.
+    if (transport) transport->close();
+    if (communicator) caf::anon_send_exit(communicator, caf::exit_reason::user_shutdown);
+    router->detach();
+    communicator = nullptr;
+    system.reset();
+  }
+
+  Expected<collectives::Plan> plan(Operation operation, int root) const {
+    collectives::PlanRequest request{.operation = operation, .planner = options.planner};
+    request.participants = participants;
+    if (root >= 0) request.root = participants[static_cast<std::size_t>(root)];
+    auto plan = collectives::make_plan(topology, request);
+    if (!plan) return failed(one_line(plan.error().what));
+    return std::move(*plan);
+  }
+
+  tl::expected<collectives::Program, std::string> program(const CallKind& kind, std::int64_t chunks) const {
+    const auto planned = plan(kind.operation, kind.root);
+    if (!planned) return tl::unexpected(planned.error().what);
+    auto program = collectives::make_program(
+        *planned, topology,
+        {.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes, .chunks = chunks > 0 ? chunks : options.chunks});
+    if (!program) return tl::unexpected(program.error().what);
+    return std::move(*program);
+  }
+};
+
+Communicator::Communicator(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+Communicator::~Communicator() = default;
+
+int Communicator::rank() const { return parts_->rank; }
+int Communicator::size() const { return static_cast<int>(parts_->participants.size()); }
+Expected<collectives::Plan> Communicator::plan(Operation operation, int root) const { return parts_->plan(operation, root); }
+
+Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions options) {
+  const auto* host = options.cluster.find(options.name);
+  if (!host) return bad_input("the cluster file has no host named " + options.name);
+  auto topology = topology_of(options.cluster);
+  if (!topology) return tl::unexpected(topology.error());
+  auto identity = load_identity(options.cluster.keys, options.name);
+  if (!identity) return tl::unexpected(identity.error());
+  auto allow = load_allow_list(options.cluster.keys);
+  if (!allow) return tl::unexpected(allow.error());
+
+  auto parts = std::make_unique<Parts>();
+  parts->topology = std::move(*topology);
+  std::vector<std::string> names;
+  for (const auto& each : options.cluster.hosts) {
+    if (each.name == options.name) parts->rank = static_cast<int>(names.size());
+    names.push_back(each.name);
+    parts->participants.push_back(*collectives::find_node(parts->topology, each.name));
+  }
+  parts->options = std::move(options);
+  const auto& kept = parts->options;
+
+  TransportOptions transport;
+  transport.identity = std::move(*identity);
+  transport.allow = std::move(*allow);
+  transport.bind_address = host->address;
+  transport.link_addresses = link_addresses(parts->topology, kept.name);
+  transport.port = host->port;
+  transport.hosts = kept.cluster.hosts;
+  transport.linger_ms = 2'000;  // others may wait for this rank's last acknowledgement
+  auto opened = Transport::open(std::move(transport),
+                                [router = parts->router, names](actors::Delivery delivery) {
+                                  // Only the group's own ranks: clients with a key of the cluster are not among them.
+                                  if (std::ranges::find(names, delivery.from.name) != names.end()) router->deliver(std::move(delivery));
+                                });
+  if (!opened) return tl::unexpected(opened.error());
+  parts->transport = std::move(*opened);
+
+  parts->config = std::make_unique<caf::actor_system_config>();
+  parts->config->set("scheduler.policy", caf::atom("sharing"));
+  parts->config->set("scheduler.max-threads", std::size_t{2});
+  parts->system = std::make_unique<caf::actor_system>(*parts->config);
+  actors::CommunicatorOptions communicate;
+  communicate.rank = parts->rank;
+  communicate.names = names;
+  communicate.router = parts->router;
+  communicate.patience = kept.patience;
+  communicate.plan = [raw = parts.get()](const CallKind& kind, std::int64_t chunks) { return raw->program(kind, chunks); };
+  communicate.hang_up = [transport = std::weak_ptr(parts->transport)] {
+    if (const auto alive = transport.lock()) alive->hang_up();
+  };
+  parts->communicator = actors::spawn_communicator(*parts->system, std::move(communicate), parts->transport);
+  return std::unique_ptr<Communicator>(new Communicator(std::move(parts)));
+}
+
+Completion Communicator::call(Operation operation, collectives::Element element, collectives::Reduction reduction,
+                              int root, std::span<const std::byte> in, std::span<std::byte> out) {
+  auto shared = std::make_shared<Completion::Shared>();
+  const Completion completion(shared);
+  const auto refuse = [&](const std::string& why) {
+    shared->complete(bad_input(std::string(name(operation)) + ": " + why));
+    return completion;
+  };
+  const bool rooted = operation == Operation::broadcast || operation == Operation::reduce ||
+                      operation == Operation::gather || operation == Operation::scatter;
+  const int ranks = size(), me = rank();
+  if (rooted && (root < 0 || root >= ranks))
+    return refuse("root " + std::to_string(root) + " is no rank; there are " + std::to_string(ranks));
+  const bool at_root = me == root;
+  const auto parts = static_cast<std::size_t>(ranks);
+
+  // Which of the two buffers is the whole, and which is this rank's part of it.
+  std::size_t whole = in.size();
+  bool in_is_part = false, out_is_part = false, out_used = true, in_used = true;
+  switch (operation) {
+    case Operation::broadcast:
+    case Operation::allreduce: break;
+    case Operation::reduce: out_used = at_root; break;
+    case Operation::allgather:
+      in_is_part = true;
+      whole = in.size() * parts;
+      break;
+    case Operation::reduce_scatter: out_is_part = true; break;
+    case Operation::gather:
+      in_is_part = true;
+      whole = in.size() * parts;
+      out_used = at_root;
+      break;
+    case Operation::scatter:
+      out_is_part = true;
+      whole = out.size() * parts;
+      in_used = at_root;
+      break;
+  }
+  if (whole % collectives::size_of(element) != 0) return refuse("the buffer holds no whole number of elements");
+  const std::size_t part = whole / parts;
+  if (in_used && in.size() != (in_is_part ? part : whole)) return refuse("a buffer of " + std::to_string(in.size()) + " bytes to send, not " + std::to_string(in_is_part ? part : whole));
+  if (out_used && out.size() != (out_is_part ? part : whole)) return refuse("a buffer of " + std::to_string(out.size()) + " bytes to receive, not " + std::to_string(out_is_part ? part : whole));
+
+  const auto own = static_cast<std::int64_t>(part) * me;
+  actors::CollectiveBuffer buffer;
+  // Contributions are never written to: CollectiveBuffer has one type for both.
+  if (in_used) buffer.input = const_cast<std::byte*>(in.data());
+  buffer.input_begin = in_is_part ? own : 0;
+  if (out_used) buffer.output = out.data();
+  buffer.output_begin = out_is_part ? own : 0;
+  // The rank's own part, where no tree carries it. (memmove: the two may be one.)
+  const auto offset = static_cast<std::size_t>(own);
+  if (part > 0 && operation == Operation::gather && at_root) std::memmove(out.data() + offset, in.data(), part);
+  if (part > 0 && operation == Operation::scatter && at_root) std::memmove(out.data(), in.data() + offset, part);
+
+  actors::StartCall start;
+  start.kind = {operation, element, collectives::combines(operation) ? reduction : collectives::Reduction::sum,
+                rooted ? root : -1, static_cast<std::int64_t>(whole)};
+  start.buffer = std::move(buffer);
+  start.done = [shared](actors::CallResult result) {
+    if (result)
+      shared->complete(*result);
+    else
+      shared->complete(failed(result.error()));
+  };
+  caf::anon_send(parts_->communicator, std::move(start));
+  return completion;
+}
+
+}  // namespace coppice::runtime

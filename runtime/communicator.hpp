@@ -1,0 +1,143 @@
+// runtime/communicator.hpp: collective operations among the hosts of a cluster, over the best trees of their links.
+//
+//   auto group = Communicator::join({cluster, "h0"});
+//   std::vector<float> gradients = …;
+//   auto sum = (*group)->allreduce(std::span(gradients));   // returns at once
+//   …                                                       // the backward pass goes on
+//   if (auto done = sum.wait(); !done) …                    // done.error().what names who is missing
+//
+// Ranks are the cluster's hosts in the file's order. All ranks make the same calls in the same order, with the same sizes
+// and types; calls may overlap. Buffers must stay as they are and where they are until their call is complete.
+#pragma once
+
+#include <chrono>
+#include <concepts>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "actors/communicator.hpp"
+#include "collectives/planner.hpp"
+#include "runtime/cluster.hpp"
+#include "runtime/error.hpp"
+
+namespace coppice::runtime {
+
+struct float16 {
+  std::uint16_t bits;
+};
+struct bfloat16 {
+  std::uint16_t bits;
+};
+
+template <class T>
+inline constexpr collectives::Element kElementOf = collectives::Element::bytes;
+template <>
+inline constexpr collectives::Element kElementOf<float> = collectives::Element::float32;
+template <>
+inline constexpr collectives::Element kElementOf<float16> = collectives::Element::float16;
+template <>
+inline constexpr collectives::Element kElementOf<bfloat16> = collectives::Element::bfloat16;
+template <>
+inline constexpr collectives::Element kElementOf<std::int32_t> = collectives::Element::int32;
+template <>
+inline constexpr collectives::Element kElementOf<std::int64_t> = collectives::Element::int64;
+
+template <class T>
+concept Collectable = std::same_as<T, float> || std::same_as<T, float16> || std::same_as<T, bfloat16> ||
+                      std::same_as<T, std::int32_t> || std::same_as<T, std::int64_t> || std::same_as<T, std::byte>;
+
+// A call that has been made. Copies are of the same call.
+class Completion {
+ public:
+  struct Shared;
+  explicit Completion(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {}
+  bool ready() const;
+  // Blocks. Errors: failed, naming the call and the rank that is missing or disagrees.
+  Expected<actors::CallReport> wait() const;
+  // Called once, here if the call is complete already, otherwise on one of the library's threads: it must not block.
+  void then(std::function<void(const Expected<actors::CallReport>&)> action) const;
+
+ private:
+  std::shared_ptr<Shared> shared_;
+};
+
+struct CommunicatorOptions {
+  Cluster cluster;
+  std::string name;  // of the host that this process is
+  collectives::Planner planner = collectives::Planner::exact;  // others are there to be compared with
+  std::int64_t chunks = 0;                                     // that a tree's share is cut into; 0: as a model says
+  std::chrono::milliseconds patience{10'000};                  // a call that stands still for so long has failed
+};
+
+class Communicator {
+ public:
+  // Listens on the host's port and on its ends of the topology's links. Waits for nobody: calls do.
+  // Errors: no such host, missing keys, a topology that lacks a host, an address or port that is taken.
+  static Expected<std::unique_ptr<Communicator>> join(CommunicatorOptions options);
+  ~Communicator();
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  int rank() const;
+  int size() const;
+
+  template <Collectable T>
+  Completion broadcast(std::span<T> buffer, int root) {
+    return call(collectives::Operation::broadcast, kElementOf<T>, {}, root, std::as_bytes(buffer), writable(buffer));
+  }
+  // out: the sums at root; elsewhere it is not touched and may be empty.
+  template <Collectable T>
+  Completion reduce(std::span<const T> in, std::span<T> out, collectives::Reduction reduction, int root) {
+    return call(collectives::Operation::reduce, kElementOf<T>, reduction, root, std::as_bytes(in), writable(out));
+  }
+  template <Collectable T>
+  Completion allreduce(std::span<T> buffer, collectives::Reduction reduction = collectives::Reduction::sum) {
+    return call(collectives::Operation::allreduce, kElementOf<T>, reduction, -1, std::as_bytes(buffer), writable(buffer));
+  }
+  // out: size() times in; rank r's part begins at r × in.size().
+  template <Collectable T>
+  Completion allgather(std::span<const T> in, std::span<T> out) {
+    return call(collectives::Operation::allgather, kElementOf<T>, {}, -1, std::as_bytes(in), writable(out));
+  }
+  // in: size() times out, which is this rank's part of the sums.
+  template <Collectable T>
+  Completion reduce_scatter(std::span<const T> in, std::span<T> out,
+                            collectives::Reduction reduction = collectives::Reduction::sum) {
+    return call(collectives::Operation::reduce_scatter, kElementOf<T>, reduction, -1, std::as_bytes(in), writable(out));
+  }
+  // out: at root size() times in; elsewhere it may be empty.
+  template <Collectable T>
+  Completion gather(std::span<const T> in, std::span<T> out, int root) {
+    return call(collectives::Operation::gather, kElementOf<T>, {}, root, std::as_bytes(in), writable(out));
+  }
+  // in: at root size() times out; elsewhere it may be empty.
+  template <Collectable T>
+  Completion scatter(std::span<const T> in, std::span<T> out, int root) {
+    return call(collectives::Operation::scatter, kElementOf<T>, {}, root, std::as_bytes(in), writable(out));
+  }
+
+  // What all of the above do, for types that are known only when the program runs. Sizes as above, in bytes.
+  Completion call(collectives::Operation operation, collectives::Element element, collectives::Reduction reduction,
+                  int root, std::span<const std::byte> in, std::span<std::byte> out);
+
+  // Rank 0: the plan that a call of so many bytes takes. Errors: as the planner's.
+  Expected<collectives::Plan> plan(collectives::Operation operation, int root) const;
+
+ private:
+  template <class T>
+  static std::span<std::byte> writable(std::span<T> buffer) {
+    return std::as_writable_bytes(buffer);
+  }
+  struct Parts;
+  explicit Communicator(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+// The cluster's topology file, or one switch between its hosts when it names none. Errors: bad_input, unreadable file, or
+// one that lacks a host of the cluster.
+Expected<collectives::Topology> topology_of(const Cluster& cluster);
+
+}  // namespace coppice::runtime
