@@ -31,15 +31,19 @@ CollectiveRelayState::CollectiveRelayState(const collectives::Program& program, 
   }
 }
 
-bool CollectiveRelayState::keeps() const { return tree_.keeper < 0 || tree_.keeper == rank_; }
+// A rank whose caller has its result already has no buffer any more, and only passes on.
+bool CollectiveRelayState::keeps() const {
+  return (tree_.keeper < 0 || tree_.keeper == rank_) && buffer_.output != nullptr;
+}
+
+bool CollectiveRelayState::is_source() const { return tree_.up.empty() && rank_ == tree_.root; }
 
 CollectiveRelayState::Step CollectiveRelayState::begin() {
-  // A source of the way down knows everything: it holds the data, or is alone and combines nothing.
-  if (tree_.up.empty() && rank_ == tree_.root) {
-    for (std::int64_t i = 0; i < chunks_; ++i) {
-      const auto at = collectives::chunk_at(tree_, i);
-      if (keeps() && buffer_.output != nullptr && buffer_.out(at).data() != buffer_.in(at).data())
-        std::memcpy(buffer_.out(at).data(), buffer_.in(at).data(), static_cast<std::size_t>(at.bytes));
+  if (is_source()) {
+    if (keeps() && !tree_.known_at_root) {
+      for (const auto& at : tree_.share)
+        if (buffer_.out(at).data() != buffer_.in(at).data())
+          std::memcpy(buffer_.out(at).data(), buffer_.in(at).data(), static_cast<std::size_t>(at.bytes));
     }
     known_ = chunks_;
   }
@@ -114,15 +118,15 @@ void CollectiveRelayState::send_up(Step& step) {
 }
 
 void CollectiveRelayState::send_down(Step& step) {
-  const bool source = tree_.up.empty() && rank_ == tree_.root;
+  const bool from_input = is_source() && !tree_.known_at_root;
   for (Neighbour& child : down_to_) {
     while (child.sent < known_ && child.sent < child.acknowledged + window_) {
       const auto at = collectives::chunk_at(tree_, child.sent);
       SharedBytes bytes;
-      if (source) {
+      if (from_input) {
         const auto own = buffer_.in(at);
         bytes = {buffer_.lease, own.data(), own.size()};
-      } else if (keeps()) {
+      } else if (keeps() || is_source()) {
         const auto own = buffer_.out(at);
         bytes = {buffer_.lease, own.data(), own.size()};
       } else {
@@ -133,9 +137,10 @@ void CollectiveRelayState::send_down(Step& step) {
     }
   }
   if (keeps() || !down_from_) return;
-  // Room for more is there when every child has been sent what is held.
+  // Nothing is let go, or acknowledged, before every child has it: whoever sent it would be told that it is over when
+  // nobody has it.
   std::int64_t passed = known_;
-  for (const Neighbour& child : down_to_) passed = std::min(passed, child.sent);
+  for (const Neighbour& child : down_to_) passed = std::min(passed, child.acknowledged);
   if (passed == held_from_) return;
   held_.erase(held_.begin(), held_.begin() + (passed - held_from_));
   held_from_ = passed;

@@ -79,6 +79,7 @@ class CollectiveRelayState {
   };
 
   bool keeps() const;
+  bool is_source() const;  // of the way down: it knows everything from the start
   void advance(Step& step);
   void combine_ready(Step& step);
   void make_known(std::int64_t index, const SharedBytes& bytes);
@@ -101,7 +102,7 @@ class CollectiveRelayState {
   std::vector<Neighbour> down_to_;
   std::int64_t known_ = 0;
   std::int64_t held_from_ = 0;     // where this rank keeps nothing: the first chunk of held_
-  std::deque<SharedBytes> held_;   // passed on, not kept: those that some child has not been sent
+  std::deque<SharedBytes> held_;   // passed on, not kept: those that some child does not have yet
 };
 
 }  // namespace coppice::actors

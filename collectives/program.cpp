@@ -84,7 +84,76 @@ TreeProgram tree_program(const Plan& plan, const Tree& tree, const Translator& t
   return out;
 }
 
+using Stretches = std::vector<Stretch>;
+
+constexpr int kWhole = -1;  // the part of operations that have none
+
+// The rank whose part of the buffer a tree carries.
+int part_of(Operation operation, const TreeProgram& tree) {
+  if (!has_parts(operation)) return kWhole;
+  return operation == Operation::scatter ? tree.keeper : tree.root;
+}
+
+// The bytes of chunks [first, end) of a tree.
+void cut(const TreeProgram& tree, std::int64_t first, std::int64_t end, Stretches& into) {
+  for (std::int64_t i = first; i < end; ++i) {
+    const Stretch chunk = chunk_at(tree, i);
+    if (!into.empty() && into.back().offset + into.back().bytes == chunk.offset)
+      into.back().bytes += chunk.bytes;
+    else
+      into.push_back(chunk);
+  }
+}
+
+// The bytes [first, end) of stretches laid end to end.
+Stretches slice(const Stretches& all, std::int64_t first, std::int64_t end) {
+  Stretches out;
+  std::int64_t at = 0;
+  for (const Stretch& stretch : all) {
+    const std::int64_t from = std::max(first, at), to = std::min(end, at + stretch.bytes);
+    if (from < to) out.push_back({stretch.offset + from - at, to - from});
+    at += stretch.bytes;
+  }
+  return out;
+}
+
 std::int64_t rounded_up(std::int64_t value, std::int64_t granule) { return (value + granule - 1) / granule * granule; }
+
+// A plan's trees carry these bytes, each in proportion to its rate among those of its part.
+void add_trees(Program& program, const Plan& plan, const Topology& topology, const std::map<int, Stretches>& work,
+               std::int64_t chunks, bool known_at_root) {
+  const auto granule = static_cast<std::int64_t>(size_of(program.element));
+  const Translator translator(plan, topology);
+  const auto part = [&](const TreeProgram& tree) { return part_of(plan.operation, tree); };
+  std::map<int, Rational> rate, dealt;  // by part: of all its trees, of those that have their share
+  std::vector<TreeProgram> trees;
+  for (const Tree& tree : plan.trees) {
+    trees.push_back(tree_program(plan, tree, translator));
+    rate[part(trees.back())] += tree.rate;
+  }
+  for (std::size_t i = 0; i < trees.size(); ++i) {
+    TreeProgram& tree = trees[i];
+    const auto own = work.find(part(tree));
+    if (own == work.end()) continue;
+    std::int64_t bytes = 0;
+    for (const Stretch& stretch : own->second) bytes += stretch.bytes;
+    // Cut where sums of rates say, so that none is lost to rounding.
+    const auto place = [&](const Rational& sum) {
+      if (sum == rate[own->first]) return bytes;
+      const Rational at(sum * mpz_class(std::to_string(bytes)) / rate[own->first]);
+      return static_cast<std::int64_t>(mpz_class(at.get_num() / at.get_den()).get_si()) / granule * granule;
+    };
+    const std::int64_t first = place(dealt[own->first]);
+    dealt[own->first] += plan.trees[i].rate;
+    const std::int64_t end = place(dealt[own->first]);
+    if (first == end) continue;
+    tree.share = slice(own->second, first, end);
+    tree.known_at_root = known_at_root;
+    const std::int64_t wanted = (end - first + chunks - 1) / std::max<std::int64_t>(chunks, 1);
+    tree.chunk_bytes = std::clamp<std::int64_t>(rounded_up(wanted, granule), granule, kChunkBytesMax);
+    program.trees.push_back(std::move(tree));
+  }
+}
 
 // Whether the edges make one tree that all leave from the root; `towards`: that all lead to it.
 bool is_tree(const std::vector<RankEdge>& edges, int root, int ranks, bool towards) {
@@ -107,27 +176,64 @@ Expected<Program> make_program(const Plan& plan, const Topology& topology, const
     return malformed("a buffer of " + std::to_string(options.bytes) + " bytes is no whole number of " +
                      std::string(name(options.element)) +
                      (has_parts(plan.operation) ? " a rank, of " + std::to_string(ranks) + " ranks" : ""));
-  const auto unit = unit_bytes_per_s(topology.unit);
-  const Schedule shares = schedule(plan, {.bytes = options.bytes,
-                                          .latency_s = options.latency_s,
-                                          .unit_bytes_per_s = unit ? unit->get_d() : 1e9,
-                                          .granule = granule});
-  std::int64_t chunks = options.chunks;
-  if (chunks <= 0)
-    for (const TreeSchedule& tree : shares.trees) chunks = std::max(chunks, tree.chunking.count);
-
   Program program{plan.operation, options.element, options.reduction, static_cast<int>(ranks), options.bytes, {}};
-  const Translator translator(plan, topology);
-  for (std::size_t i = 0; i < plan.trees.size(); ++i) {
-    const TreeSchedule& share = shares.trees[i];
-    if (share.bytes == 0) continue;
-    TreeProgram tree = tree_program(plan, plan.trees[i], translator);
-    tree.share = {{share.offset, share.bytes}};
-    const std::int64_t wanted = (share.bytes + chunks - 1) / std::max<std::int64_t>(chunks, 1);
-    tree.chunk_bytes = std::clamp<std::int64_t>(rounded_up(wanted, granule), granule, kChunkBytesMax);
-    program.trees.push_back(std::move(tree));
+  std::int64_t chunks = options.chunks;
+  if (chunks <= 0) {
+    const auto unit = unit_bytes_per_s(topology.unit);
+    const Schedule model = schedule(
+        plan, {.bytes = options.bytes, .latency_s = options.latency_s, .unit_bytes_per_s = unit ? unit->get_d() : 1e9});
+    for (const TreeSchedule& tree : model.trees) chunks = std::max(chunks, tree.chunking.count);
   }
+  std::map<int, Stretches> work;
+  if (!has_parts(plan.operation)) work[kWhole] = {{0, options.bytes}};
+  for (int rank = 0; has_parts(plan.operation) && rank < program.ranks; ++rank) work[rank] = {part_of(program, rank)};
+  add_trees(program, plan, topology, work, chunks, false);
   return program;
+}
+
+Expected<Program> resume(const Program& program, const std::vector<RankProgress>& progress, int root, const Replan& plan,
+                         const Topology& topology, std::int64_t chunks) {
+  std::map<int, Stretches> work;     // by part: from the contributions
+  std::map<int, Stretches> passing;  // by the rank that passes it on
+  for (std::size_t i = 0; i < program.trees.size(); ++i) {
+    const TreeProgram& tree = program.trees[i];
+    const std::int64_t all = chunk_count(tree);
+    // Who lacks most of the result, and who that can still send knows most.
+    std::int64_t everywhere = all, most = 0;
+    int best = -1;
+    bool contributions = true;  // of all ranks, still there
+    for (int rank = 0; rank < program.ranks; ++rank) {
+      const RankProgress& own = progress[index(rank)];
+      const std::int64_t known = own.over ? all : own.known[i];
+      contributions = contributions && !own.over;
+      if (tree.keeper < 0 || tree.keeper == rank) everywhere = std::min(everywhere, known);
+      if (!own.over && known > most) {
+        most = known;
+        best = rank;
+      }
+    }
+    const bool source_here = tree.up.empty() && !tree.known_at_root && !progress[index(tree.root)].over;
+    if (source_here || (tree.keeper >= 0 && !tree.up.empty())) most = everywhere;  // begun again where it broke off
+    if (most > everywhere) cut(tree, everywhere, most, passing[best]);
+    const std::int64_t first = std::max(most, everywhere);
+    if (first == all) continue;
+    if (tree.known_at_root || (tree.up.empty() ? !source_here : !contributions))
+      return malformed("tree " + std::to_string(i) + ": nobody has all of what it carried any more");
+    cut(tree, first, all, work[part_of(program.operation, tree)]);
+  }
+
+  Program rest{program.operation, program.element, program.reduction, program.ranks, program.bytes, {}};
+  if (!work.empty()) {
+    const auto planned = plan(program.operation, root);
+    if (!planned) return tl::unexpected(planned.error());
+    add_trees(rest, *planned, topology, work, chunks, false);
+  }
+  for (const auto& [source, stretches] : passing) {
+    const auto planned = plan(Operation::broadcast, source);
+    if (!planned) return tl::unexpected(planned.error());
+    add_trees(rest, *planned, topology, {{kWhole, stretches}}, chunks, true);
+  }
+  return rest;
 }
 
 std::int64_t chunks_of(const Program& program) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,9 @@ struct TreeProgram {
   std::vector<Stretch> share;  // what it carries, ascending
   std::int64_t chunk_bytes = 0;
   int keeper = -1;  // the one rank that wants the result; -1: every rank of the tree
+  // The root has the result in its output already, as after a tree was given up half-way; otherwise what it sends down is
+  // its input or what was combined.
+  bool known_at_root = false;
   bool operator==(const TreeProgram&) const = default;
 };
 
@@ -71,6 +75,19 @@ struct ProgramOptions {
 // Errors: malformed: the buffer is no whole number of elements, or of elements a rank where each has its part.
 // REQUIRES: the plan is of this topology and verified.
 Expected<Program> make_program(const Plan& plan, const Topology& topology, const ProgramOptions& options);
+
+// How far a rank had come when a program's trees were given up.
+struct RankProgress {
+  bool over = false;               // its caller has been told: it has everything, and its buffer is no longer there
+  std::vector<std::int64_t> known;  // of each tree, the chunks of which it has the result: a prefix; 0 where it has no part
+};
+
+// What is left to do, over new trees. What some rank knows the result of is only passed on, from the rank that knows
+// most; the rest is done from the contributions, which nobody has overwritten there. No contribution counts twice.
+// plan: of an operation from a root, a rank, on the topology as it is now. Errors: those of plan; malformed.
+using Replan = std::function<Expected<Plan>(Operation operation, int root)>;
+Expected<Program> resume(const Program& program, const std::vector<RankProgress>& progress, int root, const Replan& plan,
+                         const Topology& topology, std::int64_t chunks);
 
 // The chunks that the model or the caller chose: the most of any tree.
 std::int64_t chunks_of(const Program& program);

@@ -40,18 +40,18 @@ Schedule schedule(const Plan& plan, const ScheduleOptions& options) {
   for (const Tree& tree : plan.trees) {
     const int part = part_of(plan, tree);
     const auto place = part < 0 ? 0 : std::ranges::lower_bound(plan.participants, part) - plan.participants.begin();
-    const ChunkRange own_part = part_range(options.bytes, parts, place, options.granule);
+    const std::int64_t begin = options.bytes / parts * place + std::min<std::int64_t>(place, options.bytes % parts);
+    const std::int64_t size = options.bytes / parts + (place < options.bytes % parts ? 1 : 0);
     // Shares are cut where sums of rates say, so that none is lost to rounding.
     const auto cut = [&](const Rational& sum) {
-      if (sum == rate[part]) return own_part.bytes;
-      const Rational at(sum * mpz_class(std::to_string(own_part.bytes)) / rate[part]);
-      const auto whole_bytes = static_cast<std::int64_t>(mpz_class(at.get_num() / at.get_den()).get_si());
-      return whole_bytes / options.granule * options.granule;
+      if (sgn(rate[part]) == 0) return size;
+      const Rational at(sum * mpz_class(std::to_string(size)) / rate[part]);
+      return static_cast<std::int64_t>(mpz_class(at.get_num() / at.get_den()).get_si());
     };
     const std::int64_t first = cut(done[part]);
     done[part] += tree.rate;
     TreeSchedule& own = result.trees.emplace_back();
-    own.offset = own_part.offset + first;
+    own.offset = begin + first;
     own.bytes = cut(done[part]) - first;
     own.depth = hops(plan, tree);
     if (own.bytes == 0 || sgn(tree.rate) == 0) continue;

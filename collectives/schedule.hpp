@@ -27,7 +27,6 @@ struct ScheduleOptions {
   std::int64_t bytes = 0;       // the whole buffer
   double latency_s = 0;         // of one chunk on one hop
   double unit_bytes_per_s = 1;  // what a rate of 1 is
-  std::int64_t granule = 1;     // bytes that stay together: shares are whole multiples, but for what does not divide
 };
 
 // Shares go by the trees' rates; where every root has its own part, first by parts of the same size. Each tree's number

@@ -178,9 +178,10 @@ void pack_program(Packer& pk, const collectives::Program& program) {
   pk.pack(program.bytes);
   pk.pack_array(static_cast<std::uint32_t>(program.trees.size()));
   for (const auto& tree : program.trees) {
-    pk.pack_array(6);
+    pk.pack_array(7);
     pk.pack(tree.root);
     pk.pack(tree.keeper);
+    pk.pack(tree.known_at_root);
     pk.pack(tree.chunk_bytes);
     pack_edges(pk, tree.up);
     pack_edges(pk, tree.down);
@@ -355,6 +356,7 @@ collectives::Program program(Fields& outer) {
     collectives::TreeProgram tree;
     tree.root = fields.int32();
     tree.keeper = fields.int32();
+    tree.known_at_root = fields.boolean();
     tree.chunk_bytes = fields.int64();
     tree.up = rank_edges(fields);
     tree.down = rank_edges(fields);

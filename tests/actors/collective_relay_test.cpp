@@ -30,9 +30,10 @@ class Network {
                           CollectiveRelayState(program, tree, rank, buffers[static_cast<std::size_t>(rank)], window));
   }
 
-  void run() {
+  // Until nothing is on its way, or so many frames have been delivered.
+  void run(std::int64_t frames = std::int64_t{1} << 40) {
     for (auto& [key, relay] : relays_) send(key.first, relay.begin());
-    while (!edges_.empty()) {
+    for (; !edges_.empty() && frames > 0; --frames) {
       auto edge = edges_.begin();
       std::advance(edge, static_cast<std::ptrdiff_t>(random_() % edges_.size()));
       const auto [tree, from, to] = edge->first;
@@ -53,6 +54,16 @@ class Network {
     return std::ranges::all_of(relays_, [](const auto& each) { return each.second.done(); });
   }
   std::int64_t widest() const { return widest_; }
+
+  bool done(int rank) const {
+    return std::ranges::all_of(relays_, [&](const auto& each) { return each.first.second != rank || each.second.done(); });
+  }
+  std::vector<std::int64_t> known(int rank) const {
+    std::vector<std::int64_t> out(program_.trees.size(), 0);
+    for (const auto& [key, relay] : relays_)
+      if (key.second == rank) out[key.first] = relay.known();
+    return out;
+  }
 
  private:
   static bool takes_part(const TreeProgram& tree, int rank) {
@@ -283,6 +294,64 @@ TEST(CollectiveRelay, InPlaceAndWithinItsWindow) {
     made.out = made.in;
     expect_right(made, 0, Reduction::sum);
   }
+}
+
+// Trees are given up at a random moment, several times over, and what is left takes new trees on links that have changed.
+// Callers that have their result are told, and use their buffers for something else at once.
+TEST(CollectiveRelay, BreaksOffAnywhereAndGoesOnOverOtherTrees) {
+  std::mt19937 random(11);
+  int resumed = 0, over_early = 0;
+  for (int round = 0; round < 400; ++round) {
+    const Operation operation = kOperations[static_cast<std::size_t>(round) % std::size(kOperations)];
+    const bool commits = operation == Operation::reduce || operation == Operation::reduce_scatter;
+    Topology box = dgx_1v();
+    const int root = static_cast<int>(random() % 8);
+    auto made = make_case(box, {.operation = operation, .root = root}, Element::int64, Reduction::sum, 8 * 50, 6);
+    if (operation == Operation::allreduce && round % 2 == 0) {  // in place, as most callers do
+      for (std::size_t rank = 0; rank < 8; ++rank) {
+        std::ranges::copy(made.in[rank], made.out[rank].begin());
+        made.buffers[rank].input = made.buffers[rank].output;
+      }
+    }
+    auto results = made.out;  // of callers that were told early
+    std::vector<bool> over(8, false);
+    auto program = made.program;
+    for (int attempt = 0;; ++attempt) {
+      ASSERT_LT(attempt, 60) << name(operation);
+      Network network(program, made.buffers, static_cast<unsigned>(random()));
+      network.run(static_cast<std::int64_t>(random() % 200) * (attempt + 1));
+      const bool all_done = network.done();
+      std::vector<RankProgress> progress;
+      for (int rank = 0; rank < 8; ++rank) {
+        const auto at = static_cast<std::size_t>(rank);
+        if (!over[at] && (all_done || (!commits && network.done(rank) && random() % 2 == 0))) {
+          over[at] = true;
+          over_early += all_done ? 0 : 1;
+          results[at] = made.out[at];
+          std::ranges::fill(made.out[at], std::byte{0xee});
+          std::ranges::fill(made.in[at], std::byte{0xee});
+          made.buffers[at].input = made.buffers[at].output = nullptr;
+        }
+        progress.push_back({over[at], network.known(rank)});
+      }
+      if (all_done) break;
+      // A link fails or comes back.
+      box = dgx_1v();
+      box.links.erase(box.links.begin() + static_cast<std::ptrdiff_t>(random() % box.links.size()));
+      const auto next = resume(
+          program, progress, root,
+          [&](Operation what, int from) { return make_plan(box, {.operation = what, .root = from}); }, box, 6);
+      ASSERT_TRUE(next) << name(operation) << ": " << next.error().what;
+      ASSERT_TRUE(check(*next)) << check(*next).error().what;
+      program = *next;
+      ++resumed;
+    }
+    made.out = results;
+    expect_right(made, root, Reduction::sum);
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_GT(resumed, 400);
+  EXPECT_GT(over_early, 50);
 }
 
 TEST(CollectiveRelay, TakesNothingFromStrangersNothingTwiceAndNothingOfAWrongSize) {
