@@ -1,17 +1,37 @@
 // actors/collective_messages.hpp: what the communicator and the relays of one process tell one another. Private.
 #pragma once
 
-#include <atomic>
 #include <memory>
+#include <mutex>
 
 #include "actors/communicator.hpp"
 
 namespace coppice::actors {
 
 // What a relay lets others see while it works.
-struct RelayProgress {
-  std::atomic<std::int64_t> steps{0};
-  std::atomic<int> waits_for{-1};  // rank
+class RelayProgress {
+ public:
+  struct Look {
+    std::int64_t steps = 0;
+    std::int64_t known = 0;  // chunks of which the result is in place
+    int waits_for = -1;      // rank
+    std::vector<CollectiveRelayState::Traffic> traffic;
+  };
+  void update(const CollectiveRelayState& relay) {
+    const std::lock_guard lock(mutex_);
+    ++now_.steps;
+    now_.known = relay.known();
+    now_.waits_for = relay.waits_for().value_or(-1);
+    now_.traffic = relay.traffic();
+  }
+  Look look() const {
+    const std::lock_guard lock(mutex_);
+    return now_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  Look now_;
 };
 
 struct CollectiveRelayOptions {
@@ -33,6 +53,6 @@ struct RelayDone {  // relay -> communicator
 struct LeaseEnded {  // nothing reads the caller's buffer any more
   std::uint64_t call = 0;
 };
-struct PatienceTick {};
+struct WatchTick {};
 
 }  // namespace coppice::actors

@@ -27,10 +27,9 @@ void carry_out(caf::event_based_actor* self, State& state, CollectiveRelayState:
     if (out.bytes)
       state.port->send(to, CollectiveChunk{o.run, o.tree, out.way, index, std::move(out.bytes)});
     else
-      state.port->send(to, CollectiveAck{o.run, o.tree, out.way, index});
+      state.port->send(to, CollectiveAck{o.run, o.tree, out.way, index, static_cast<std::uint64_t>(out.arrived)});
   }
-  o.progress->steps.fetch_add(1, std::memory_order_relaxed);
-  o.progress->waits_for.store(state.relay.waits_for().value_or(-1), std::memory_order_relaxed);
+  o.progress->update(state.relay);
   if (!state.relay.done()) return;
   self->send(state.communicator, RelayDone{o.run, o.tree});
   self->quit();
@@ -45,7 +44,7 @@ caf::behavior behave(caf::event_based_actor* self, const std::shared_ptr<State>&
           carry_out(self, *state,
                     state->relay.on_chunk(from, chunk->way, static_cast<std::int64_t>(chunk->index), std::move(chunk->bytes)));
         else if (const auto* ack = std::get_if<CollectiveAck>(&delivery.message))
-          carry_out(self, *state, state->relay.on_ack(from, ack->way, static_cast<std::int64_t>(ack->count)));
+          carry_out(self, *state, state->relay.on_ack(from, ack->way, static_cast<std::int64_t>(ack->consumed), static_cast<std::int64_t>(ack->arrived)));
       },
   };
 }

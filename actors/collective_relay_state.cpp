@@ -71,7 +71,7 @@ void CollectiveRelayState::combine_ready(Step& step) {
       collectives::combine(element_, reduction_, sum.writable(), up_from_[child].waiting.front().view());
     for (Source& child : up_from_) {
       child.waiting.pop_front();
-      step.push_back({child.back, Way::up, combined_ + 1, {}});
+      step.push_back({child.back, Way::up, combined_ + 1, {}, child.received});
     }
     if (rank_ == tree_.root) {
       collectives::finish(element_, reduction_, ranks_, sum.writable());
@@ -144,7 +144,7 @@ void CollectiveRelayState::send_down(Step& step) {
   if (passed == held_from_) return;
   held_.erase(held_.begin(), held_.begin() + (passed - held_from_));
   held_from_ = passed;
-  step.push_back({down_from_->back, Way::down, passed, {}});
+  step.push_back({down_from_->back, Way::down, passed, {}, known_});
 }
 
 CollectiveRelayState::Step CollectiveRelayState::on_chunk(int from, Way way, std::int64_t index, SharedBytes bytes) {
@@ -157,27 +157,43 @@ CollectiveRelayState::Step CollectiveRelayState::on_chunk(int from, Way way, std
     if (child == up_from_.end() || child->received != index || index >= combined_ + window_) return step;
     ++child->received;
     child->waiting.push_back(std::move(bytes));
-  } else {
-    if (!down_from_ || down_from_->back.to != from || index != known_) return step;
-    if (!keeps() && static_cast<std::int64_t>(held_.size()) >= window_) return step;
-    make_known(index, bytes);
-    if (keeps()) step.push_back({down_from_->back, Way::down, known_, {}});
+    const auto before = combined_;
+    advance(step);
+    if (combined_ == before) step.push_back({child->back, Way::up, combined_, {}, child->received});
+    return step;
   }
+  if (!down_from_ || down_from_->back.to != from || index != known_) return step;
+  if (!keeps() && static_cast<std::int64_t>(held_.size()) >= window_) return step;
+  make_known(index, bytes);
+  const std::int64_t consumed = keeps() ? known_ : held_from_;
+  step.push_back({down_from_->back, Way::down, consumed, {}, known_});
   advance(step);
   return step;
 }
 
-CollectiveRelayState::Step CollectiveRelayState::on_ack(int from, Way way, std::int64_t count) {
+CollectiveRelayState::Step CollectiveRelayState::on_ack(int from, Way way, std::int64_t consumed, std::int64_t arrived) {
   Step step;
   const auto take = [&](Neighbour& to) {
-    if (to.edge.to != from || count <= to.acknowledged || count > to.sent) return;
-    to.acknowledged = count;
+    if (to.edge.to != from || arrived > to.sent || consumed > arrived) return;
+    to.arrived = std::max(to.arrived, arrived);
+    if (consumed <= to.acknowledged) return;
+    to.acknowledged = consumed;
     advance(step);
   };
   if (way == Way::up && up_to_) take(*up_to_);
   if (way == Way::down)
     for (Neighbour& child : down_to_) take(child);
   return step;
+}
+
+std::vector<CollectiveRelayState::Traffic> CollectiveRelayState::traffic() const {
+  std::vector<Traffic> out;
+  const auto add = [&](const Neighbour& to) {
+    out.push_back({to.edge, to.sent * tree_.chunk_bytes, to.arrived * tree_.chunk_bytes});
+  };
+  if (up_to_) add(*up_to_);
+  for (const Neighbour& child : down_to_) add(child);
+  return out;
 }
 
 bool CollectiveRelayState::done() const {

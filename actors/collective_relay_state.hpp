@@ -51,14 +51,22 @@ class CollectiveRelayState {
     collectives::RankEdge edge;  // from this rank
     Way way = Way::down;
     std::int64_t index = 0;
-    SharedBytes bytes;  // none: an acknowledgement of all chunks below `index`, of what came the way `way`
+    SharedBytes bytes;  // none: an acknowledgement of what came this way: all chunks below `index` are consumed
+    std::int64_t arrived = 0;  // and so many have come
   };
   using Step = std::vector<Outgoing>;
 
   Step begin();
   // From a rank that is no neighbour, out of order, beyond the window or of a wrong size: ignored.
   Step on_chunk(int from, Way way, std::int64_t index, SharedBytes bytes);
-  Step on_ack(int from, Way way, std::int64_t count);
+  Step on_ack(int from, Way way, std::int64_t consumed, std::int64_t arrived);
+
+  // What has gone out on an edge: more sent than arrived is on its way.
+  struct Traffic {
+    collectives::RankEdge edge;
+    std::int64_t sent_bytes = 0, arrived_bytes = 0;
+  };
+  std::vector<Traffic> traffic() const;
 
   bool done() const;
   // Of the tree's chunks, how many this rank knows the final bytes of: a prefix.
@@ -70,7 +78,7 @@ class CollectiveRelayState {
  private:
   struct Neighbour {  // that this rank sends to
     collectives::RankEdge edge;
-    std::int64_t sent = 0, acknowledged = 0;
+    std::int64_t sent = 0, acknowledged = 0, arrived = 0;
   };
   struct Source {  // that it receives from
     collectives::RankEdge back;  // the edge that acknowledgements take

@@ -5,7 +5,12 @@
 //
 // Every rank makes the same calls in the same order. Rank 0 plans a call of a new kind and tells the others; once a kind
 // is settled nobody asks any more. A call is complete at a rank when its data is in place, what others needed from it has
-// left, and nothing that is still on its way reads the caller's buffer.
+// arrived there, and nothing that is still on its way reads the caller's buffer.
+//
+// When a relay ends or a link falls behind, whoever sees it reports it to rank 0. That pauses the run everywhere, learns
+// how far each rank is, and offers new trees for what is left. A rank that does not answer is gone, and its data with it:
+// the call fails at all others with the same error. Notes of that kind take every link there is, so that one that is cut
+// holds up none of them.
 #pragma once
 
 #include <caf/fwd.hpp>
@@ -21,6 +26,7 @@
 #include <vector>
 
 #include "actors/collective_relay_state.hpp"
+#include "actors/link_watch.hpp"
 #include "actors/ports.hpp"
 
 namespace coppice::actors {
@@ -38,10 +44,14 @@ struct CallKind {
 struct CallReport {
   std::size_t trees = 0;
   std::int64_t chunks = 0;  // of the tree that has most
+  int attempts = 1;         // one more for each time that trees were planned anew
   Duration took{};          // at this rank
 };
 
 using CallResult = tl::expected<CallReport, std::string>;
+
+// Ends one relay that is at work, as if it had crashed. For tests of faults.
+struct EndARelay {};
 
 struct StartCall {
   CallKind kind;
@@ -57,9 +67,9 @@ class CollectiveRouter {
  public:
   explicit CollectiveRouter(std::size_t bytes_max = std::size_t{1} << 30) : bytes_max_(bytes_max) {}
 
-  void attach(const caf::actor& communicator);  // takes ProgramOffer and CallRefused
+  void attach(const caf::actor& communicator);  // takes GroupNotes
   void detach();                                // lets go of every actor
-  void deliver(Delivery delivery);              // chunks, acknowledgements, offers, refusals
+  void deliver(Delivery delivery);              // chunks, acknowledgements, notes
   void add(const RunId& run, std::uint32_t tree, const caf::actor& relay);
   void remove(const RunId& run, std::uint32_t tree);
   void forget_below(std::uint64_t call);  // nothing of older calls is waited for any more
@@ -78,9 +88,17 @@ struct CommunicatorOptions {
   int rank = 0;
   std::vector<std::string> names;  // of the ranks
   std::shared_ptr<CollectiveRouter> router;
-  // Rank 0 alone: what all ranks do for a call of this kind, in about so many chunks; 0: as a model says.
+  std::vector<Peer> neighbours;  // ranks at the other ends of this one's links, which pass notes on
+  // Rank 0 alone, which plans. What all ranks do for a call of this kind, in about so many chunks; 0: as a model says.
   std::function<tl::expected<collectives::Program, std::string>(const CallKind&, std::int64_t chunks)> plan;
+  // What is left of it.
+  std::function<tl::expected<collectives::Program, std::string>(const CallKind&, const collectives::Program&,
+                                                                const std::vector<collectives::RankProgress>&)> resume;
+  // From now on a link carries so little; 0: nothing.
+  std::function<void(const collectives::RankEdge& link, std::int64_t bytes_per_s)> degrade;
   Duration patience = std::chrono::seconds{10};  // a call that stands still for so long has failed
+  Duration gone_after = std::chrono::seconds{2}; // a rank that does not answer for so long is gone
+  LinkWatchOptions watch;
   std::function<void()> hang_up;                 // frees what is queued for peers, once a call has failed
 };
 

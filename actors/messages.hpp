@@ -158,15 +158,17 @@ struct CollectiveChunk {
   SharedBytes bytes;
 };
 
-// How many chunks that came this way the receiver needs no room for any more.
+// To whoever sends chunks this way. consumed: how many the receiver needs no room for any more, which is credit for as
+// many new ones; arrived: how many have come, which tells how fast the link is.
 struct CollectiveAck {
   RunId run;
   std::uint32_t tree = 0;
   Way way = Way::down;
-  std::uint64_t count = 0;
+  std::uint64_t consumed = 0;
+  std::uint64_t arrived = 0;
 };
 
-// the rank that plans -> every other: what to do in this run
+// rank 0, which plans -> others: what to do in this run
 struct ProgramOffer {
   RunId run;
   // Calls of the same kind and size do the same from now on, without asking.
@@ -174,10 +176,50 @@ struct ProgramOffer {
   collectives::Program program;
 };
 
-// the rank that plans -> every other: this call cannot be
+// any -> all: this call cannot be; fatal: it had begun, and with it the group has failed
 struct CallRefused {
   std::uint64_t call = 0;
+  bool fatal = false;
   std::string reason;
+};
+
+// any -> rank 0: the run should take other trees. A relay ended (no link: from is -1), or a link carries so little.
+struct TroubleReport {
+  RunId run;
+  collectives::RankEdge link;
+  std::uint64_t bytes_per_s = 0;
+  std::string what;  // for a person
+};
+
+// rank 0 -> all: stop the run's relays and say how far they came
+struct PauseCall {
+  RunId run;
+};
+
+// any -> rank 0
+struct PausedAt {
+  RunId run;
+  bool over = false;  // the caller has its result, and its buffer again
+  std::uint64_t next_call = 0;  // this and later ones will ask; earlier ones may have begun with what was settled before
+  std::vector<std::uint64_t> known;
+};
+
+// Where a rank's buffer is needed until the end although its own part is done: any -> rank 0, and rank 0 -> all.
+struct PartDone {
+  RunId run;
+};
+struct CallOver {
+  std::uint64_t call = 0;
+};
+
+// What the ranks of a group tell one another beside the data. In trouble a note is passed on over every link that there
+// is until it has been everywhere, so that it arrives wherever any way is left; `number` tells its copies apart.
+struct GroupNote {
+  std::uint32_t origin = 0;   // rank
+  std::uint64_t number = 0;   // of the origin's notes
+  std::int32_t target = -1;   // rank; -1: all
+  bool flood = false;
+  std::variant<ProgramOffer, CallRefused, TroubleReport, PauseCall, PausedAt, PartDone, CallOver> note;
 };
 
 // ---- asking and breaking -------------------------------------------------------------------------------------------
@@ -201,7 +243,7 @@ struct TextReply {
 
 // Everything that may travel as a frame.
 using DataMessage = std::variant<InferRequest, WorkItem, CodedResponse, InferReply, TransferOpen, WeightChunk, ChunkAck,
-                                 StatusRequest, FaultRequest, TextReply, CollectiveChunk, CollectiveAck, ProgramOffer, CallRefused>;
+                                 StatusRequest, FaultRequest, TextReply, CollectiveChunk, CollectiveAck, GroupNote>;
 
 // A data message that reached this node, with the peer whose key it came under.
 struct Delivery {

@@ -123,6 +123,7 @@ std::int64_t rounded_up(std::int64_t value, std::int64_t granule) { return (valu
 void add_trees(Program& program, const Plan& plan, const Topology& topology, const std::map<int, Stretches>& work,
                std::int64_t chunks, bool known_at_root) {
   const auto granule = static_cast<std::int64_t>(size_of(program.element));
+  const auto unit = unit_bytes_per_s(topology.unit);
   const Translator translator(plan, topology);
   const auto part = [&](const TreeProgram& tree) { return part_of(plan.operation, tree); };
   std::map<int, Rational> rate, dealt;  // by part: of all its trees, of those that have their share
@@ -149,6 +150,7 @@ void add_trees(Program& program, const Plan& plan, const Topology& topology, con
     if (first == end) continue;
     tree.share = slice(own->second, first, end);
     tree.known_at_root = known_at_root;
+    if (unit) tree.bytes_per_s = static_cast<std::int64_t>(plan.trees[i].rate.get_d() * unit->get_d());
     const std::int64_t wanted = (end - first + chunks - 1) / std::max<std::int64_t>(chunks, 1);
     tree.chunk_bytes = std::clamp<std::int64_t>(rounded_up(wanted, granule), granule, kChunkBytesMax);
     program.trees.push_back(std::move(tree));

@@ -106,6 +106,43 @@ std::vector<int> hosts(const Topology& topology) {
   return found;
 }
 
+Topology with_capacity(const Topology& topology, int from, int to, const Rational& capacity) {
+  const auto carries = [&](const Link& link) {
+    return (link.from == from && link.to == to) || (link.duplex && link.from == to && link.to == from);
+  };
+  Rational before;
+  for (const Link& link : topology.links)
+    if (carries(link)) before += link.capacity;
+  Topology out = topology;
+  out.links.clear();
+  for (const Link& link : topology.links) {
+    if (!carries(link)) {
+      out.links.push_back(link);
+      continue;
+    }
+    const bool forwards = link.from == from;
+    if (link.duplex) {  // the other way stays as it is
+      Link back = link;
+      back.duplex = false;
+      if (forwards) {
+        std::swap(back.from, back.to);
+        std::swap(back.from_address, back.to_address);
+      }
+      out.links.push_back(back);
+    }
+    if (sgn(capacity) == 0) continue;
+    Link way = link;
+    way.duplex = false;
+    if (!forwards) {
+      std::swap(way.from, way.to);
+      std::swap(way.from_address, way.to_address);
+    }
+    way.capacity = link.capacity * capacity / before;
+    out.links.push_back(way);
+  }
+  return out;
+}
+
 std::optional<int> link_between(const Topology& topology, int from, int to) {
   const auto found = std::ranges::find_if(topology.links, [&](const Link& link) {
     return (link.from == from && link.to == to) || (link.duplex && link.from == to && link.to == from);

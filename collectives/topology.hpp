@@ -75,6 +75,9 @@ Topology single_switch(const std::vector<std::string>& hosts);
 std::optional<int> find_node(const Topology& topology, std::string_view id);
 std::vector<int> hosts(const Topology& topology);  // ascending
 
+// The topology as it is when so much is left of what goes from -> to directly, over all its links together; 0: nothing.
+Topology with_capacity(const Topology& topology, int from, int to, const Rational& capacity);
+
 // The first link that carries from -> to directly: whose addresses a sender may use.
 std::optional<int> link_between(const Topology& topology, int from, int to);
 

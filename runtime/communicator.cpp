@@ -85,13 +85,62 @@ std::vector<std::string> link_addresses(const collectives::Topology& topology, c
   return addresses;
 }
 
+// Hosts at the other ends of this host's own links.
+std::vector<actors::Peer> neighbours_of(const collectives::Topology& topology, const std::string& name,
+                                        const std::vector<std::string>& names) {
+  std::vector<actors::Peer> out;
+  const auto node = collectives::find_node(topology, name);
+  for (const auto& link : topology.links) {
+    if (!node || (link.from != *node && link.to != *node)) continue;
+    const bool out_of = link.from == *node;
+    const auto& other = topology.nodes[static_cast<std::size_t>(out_of ? link.to : link.from)].id;
+    if (std::ranges::find(names, other) == names.end()) continue;
+    const auto own = out_of ? link.from_address : link.to_address, far = out_of ? link.to_address : link.from_address;
+    actors::Peer peer{other, "", own.value_or(""), far.value_or("")};
+    if (std::ranges::find(out, peer) == out.end()) out.push_back(std::move(peer));
+  }
+  return out;
+}
+
+// The topology when a rank's edge to another carries so much. Where switches are between the two, the last link is taken
+// to be at fault, in proportion: what else comes over it is still there.
+collectives::Topology degraded(const collectives::Topology& topology, int from, int to, std::int64_t bytes_per_s,
+                               const collectives::Plan* plan) {
+  const auto unit = collectives::unit_bytes_per_s(topology.unit);
+  if (!unit) return topology;
+  collectives::Rational now(mpz_class(std::to_string(bytes_per_s)));
+  now /= *unit;
+  if (collectives::link_between(topology, from, to)) return collectives::with_capacity(topology, from, to, now);
+  if (!plan) return topology;
+  collectives::Rational planned;
+  int last = -1;
+  const auto add = [&](const collectives::TreeEdge& edge, const collectives::Rational& rate, bool back) {
+    const int a = back ? edge.to : edge.from, b = back ? edge.from : edge.to;
+    if (a != from || b != to || edge.path.size() < 3) return;
+    planned += rate;
+    last = back ? edge.path[1] : edge.path[edge.path.size() - 2];
+  };
+  for (const auto& tree : plan->trees) {
+    for (const auto& edge : tree.edges) {
+      add(edge, tree.rate, false);
+      add(edge, tree.rate, true);
+    }
+    for (const auto& edge : tree.reduce_edges) add(edge, tree.rate, false);
+  }
+  const auto link = last < 0 ? std::nullopt : collectives::link_between(topology, last, to);
+  if (!link || sgn(planned) == 0) return topology;
+  const collectives::Rational share = std::min<collectives::Rational>(now / planned, 1);
+  return collectives::with_capacity(topology, last, to, topology.links[static_cast<std::size_t>(*link)].capacity * share);
+}
+
 }  // namespace
 
 struct Communicator::Parts {
   CommunicatorOptions options;
   int rank = 0;
-  collectives::Topology topology;
-  std::vector<int> participants;  // node of each rank
+  mutable std::mutex mutex;
+  collectives::Topology topology;  // guarded by mutex: links are seen to fail while calls are made
+  std::vector<int> participants;   // node of each rank
   std::unique_ptr<caf::actor_system_config> config;
   std::unique_ptr<caf::actor_system> system;
   std::shared_ptr<actors::CollectiveRouter> router = std::make_shared<actors::CollectiveRouter>();
@@ -111,16 +160,46 @@ struct Communicator::Parts {
     collectives::PlanRequest request{.operation = operation, .planner = options.planner};
     request.participants = participants;
     if (root >= 0) request.root = participants[static_cast<std::size_t>(root)];
-    auto plan = collectives::make_plan(topology, request);
+    auto plan = collectives::make_plan(links(), request);
     if (!plan) return failed(one_line(plan.error().what));
     return std::move(*plan);
+  }
+
+  collectives::Topology links() const {
+    const std::lock_guard lock(mutex);
+    return topology;
+  }
+
+  void degrade(const collectives::RankEdge& edge, std::int64_t bytes_per_s) {
+    const auto ranks = static_cast<int>(participants.size());
+    if (edge.from < 0 || edge.from >= ranks || edge.to < 0 || edge.to >= ranks) return;
+    const int from = participants[static_cast<std::size_t>(edge.from)], to = participants[static_cast<std::size_t>(edge.to)];
+    const auto planned = plan(Operation::allreduce, -1);
+    auto now = degraded(links(), from, to, bytes_per_s, planned ? &*planned : nullptr);
+    const std::lock_guard lock(mutex);
+    topology = std::move(now);
+  }
+
+  tl::expected<collectives::Program, std::string> resume(const CallKind& kind, const collectives::Program& program,
+                                                         const std::vector<collectives::RankProgress>& progress) const {
+    const auto now = links();
+    const auto replan = [&](Operation operation, int root) -> collectives::Expected<collectives::Plan> {
+      collectives::PlanRequest request{.operation = operation, .planner = options.planner};
+      request.participants = participants;
+      if (root >= 0) request.root = participants[static_cast<std::size_t>(root)];
+      return collectives::make_plan(now, request);
+    };
+    auto rest = collectives::resume(program, progress, kind.root, replan, now,
+                                    std::max<std::int64_t>(collectives::chunks_of(program), 1));
+    if (!rest) return tl::unexpected(rest.error().what);
+    return std::move(*rest);
   }
 
   tl::expected<collectives::Program, std::string> program(const CallKind& kind, std::int64_t chunks) const {
     const auto planned = plan(kind.operation, kind.root);
     if (!planned) return tl::unexpected(planned.error().what);
     auto program = collectives::make_program(
-        *planned, topology,
+        *planned, links(),
         {.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes, .chunks = chunks > 0 ? chunks : options.chunks});
     if (!program) return tl::unexpected(program.error().what);
     return std::move(*program);
@@ -181,12 +260,19 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   communicate.router = parts->router;
   communicate.patience = kept.patience;
   communicate.plan = [raw = parts.get()](const CallKind& kind, std::int64_t chunks) { return raw->program(kind, chunks); };
+  communicate.resume = [raw = parts.get()](const CallKind& kind, const collectives::Program& program, const auto& progress) {
+    return raw->resume(kind, program, progress);
+  };
+  communicate.degrade = [raw = parts.get()](const collectives::RankEdge& edge, std::int64_t rate) { raw->degrade(edge, rate); };
+  communicate.neighbours = neighbours_of(parts->topology, kept.name, names);
   communicate.hang_up = [transport = std::weak_ptr(parts->transport)] {
     if (const auto alive = transport.lock()) alive->hang_up();
   };
   parts->communicator = actors::spawn_communicator(*parts->system, std::move(communicate), parts->transport);
   return std::unique_ptr<Communicator>(new Communicator(std::move(parts)));
 }
+
+void Communicator::end_a_relay() { caf::anon_send(parts_->communicator, actors::EndARelay{}); }
 
 Completion Communicator::call(Operation operation, collectives::Element element, collectives::Reduction reduction,
                               int root, std::span<const std::byte> in, std::span<std::byte> out) {

@@ -123,8 +123,11 @@ class Communicator {
   Completion call(collectives::Operation operation, collectives::Element element, collectives::Reduction reduction,
                   int root, std::span<const std::byte> in, std::span<std::byte> out);
 
-  // Rank 0: the plan that a call of so many bytes takes. Errors: as the planner's.
+  // What a call made now would be planned as, at rank 0, which knows how the links are. Errors: as the planner's.
   Expected<collectives::Plan> plan(collectives::Operation operation, int root) const;
+
+  // Ends one relay actor that is at work here, if there is one: for tests of faults.
+  void end_a_relay();
 
  private:
   template <class T>

@@ -125,8 +125,7 @@ struct Node::Parts {
       // A serving node takes part in no collective; a communicator (runtime/communicator.hpp) does.
       const caf::actor* operator()(const CollectiveChunk&) const { return nullptr; }
       const caf::actor* operator()(const CollectiveAck&) const { return nullptr; }
-      const caf::actor* operator()(const ProgramOffer&) const { return nullptr; }
-      const caf::actor* operator()(const CallRefused&) const { return nullptr; }
+      const caf::actor* operator()(const GroupNote&) const { return nullptr; }
     };
     const auto* target = std::visit(Target{*this, from_host, from_gateway}, delivery.message);
     if (target && *target) caf::anon_send(*target, std::move(delivery));

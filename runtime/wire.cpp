@@ -34,6 +34,7 @@ std::uint64_t number(Enum value) {
 }
 
 void pack_program(Packer& pk, const collectives::Program& program);
+void pack_edges(Packer& pk, const std::vector<collectives::RankEdge>& edges);
 
 struct Writer {
   Packer& pk;
@@ -135,22 +136,59 @@ struct Writer {
     shared = m.bytes;
   }
   void operator()(const CollectiveAck& m) {
-    begin(11, 5);
+    begin(11, 6);
     run(m.run);
     pk.pack(m.tree);
     pk.pack(number(m.way));
-    pk.pack(m.count);
+    pk.pack(m.consumed);
+    pk.pack(m.arrived);
   }
-  void operator()(const ProgramOffer& m) {
-    begin(12, 4);
+  void operator()(const GroupNote& m) {
+    begin(12, 6);
+    pk.pack(m.origin);
+    pk.pack(m.number);
+    pk.pack(m.target);
+    pk.pack(m.flood);
+    pk.pack(static_cast<std::uint8_t>(m.note.index()));
+    std::visit([&](const auto& note) { pack_note(note); }, m.note);
+  }
+  void pack_note(const ProgramOffer& m) {
+    pk.pack_array(4);
     run(m.run);
     pk.pack(m.settled);
     pack_program(pk, m.program);
   }
-  void operator()(const CallRefused& m) {
-    begin(13, 2);
+  void pack_note(const CallRefused& m) {
+    pk.pack_array(3);
     pk.pack(m.call);
+    pk.pack(m.fatal);
     pk.pack(m.reason);
+  }
+  void pack_note(const TroubleReport& m) {
+    pk.pack_array(5);
+    run(m.run);
+    pack_edges(pk, {m.link});
+    pk.pack(m.bytes_per_s);
+    pk.pack(m.what);
+  }
+  void pack_note(const PauseCall& m) {
+    pk.pack_array(2);
+    run(m.run);
+  }
+  void pack_note(const PausedAt& m) {
+    pk.pack_array(5);
+    run(m.run);
+    pk.pack(m.over);
+    pk.pack(m.next_call);
+    pk.pack(m.known);
+  }
+  void pack_note(const PartDone& m) {
+    pk.pack_array(2);
+    run(m.run);
+  }
+  void pack_note(const CallOver& m) {
+    pk.pack_array(1);
+    pk.pack(m.call);
   }
   void run(const RunId& id) {
     pk.pack(id.call);
@@ -178,7 +216,8 @@ void pack_program(Packer& pk, const collectives::Program& program) {
   pk.pack(program.bytes);
   pk.pack_array(static_cast<std::uint32_t>(program.trees.size()));
   for (const auto& tree : program.trees) {
-    pk.pack_array(7);
+    pk.pack_array(8);
+    pk.pack(tree.bytes_per_s);
     pk.pack(tree.root);
     pk.pack(tree.keeper);
     pk.pack(tree.known_at_root);
@@ -354,6 +393,7 @@ collectives::Program program(Fields& outer) {
   for (const auto& entry : f.array()) {
     Fields fields(entry);
     collectives::TreeProgram tree;
+    tree.bytes_per_s = fields.int64();
     tree.root = fields.int32();
     tree.keeper = fields.int32();
     tree.known_at_root = fields.boolean();
@@ -373,6 +413,53 @@ collectives::Program program(Fields& outer) {
   f.end();
   require(static_cast<bool>(collectives::check(p)));
   return p;
+}
+
+void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
+  switch (kind) {
+    case 0: {
+      ProgramOffer offer;
+      offer.run = run_id(f);
+      offer.settled = f.boolean();
+      offer.program = program(f);
+      m.note = std::move(offer);
+      return;
+    }
+    case 1: {
+      CallRefused refused;
+      refused.call = f.uint<std::uint64_t>();
+      refused.fatal = f.boolean();
+      refused.reason = f.text();
+      m.note = std::move(refused);
+      return;
+    }
+    case 2: {
+      TroubleReport report;
+      report.run = run_id(f);
+      auto links = rank_edges(f);
+      require(links.size() == 1);
+      report.link = std::move(links.front());
+      report.bytes_per_s = f.uint<std::uint64_t>();
+      report.what = f.text();
+      m.note = std::move(report);
+      return;
+    }
+    case 3: m.note = PauseCall{run_id(f)}; return;
+    case 4: {
+      PausedAt paused;
+      paused.run = run_id(f);
+      paused.over = f.boolean();
+      paused.next_call = f.uint<std::uint64_t>();
+      const auto known = f.array();
+      Fields numbers(known);
+      for (std::size_t i = 0; i < known.size(); ++i) paused.known.push_back(numbers.uint<std::uint64_t>());
+      m.note = std::move(paused);
+      return;
+    }
+    case 5: m.note = PartDone{run_id(f)}; return;
+    case 6: m.note = CallOver{f.uint<std::uint64_t>()}; return;
+    default: throw Malformed{};
+  }
 }
 
 DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) {
@@ -450,22 +537,21 @@ DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) 
       m.run = run_id(f);
       m.tree = f.uint<std::uint32_t>();
       m.way = one_of(f, Way::down);
-      m.count = f.uint<std::uint64_t>();
+      m.consumed = f.uint<std::uint64_t>();
+      m.arrived = f.uint<std::uint64_t>();
       return m;
     }
     case 12: {
       no_bulk();
-      ProgramOffer m;
-      m.run = run_id(f);
-      m.settled = f.boolean();
-      m.program = program(f);
-      return m;
-    }
-    case 13: {
-      no_bulk();
-      CallRefused m;
-      m.call = f.uint<std::uint64_t>();
-      m.reason = f.text();
+      GroupNote m;
+      m.origin = f.uint<std::uint32_t>();
+      m.number = f.uint<std::uint64_t>();
+      m.target = f.int32();
+      m.flood = f.boolean();
+      const auto kind = f.uint<std::uint8_t>();
+      Fields fields(f.next());
+      read_note(kind, fields, m);
+      fields.end();
       return m;
     }
     default: throw Malformed{};

@@ -42,7 +42,7 @@ class Network {
       if (edge->second.empty()) edges_.erase(edge);
       auto& relay = relays_.at({tree, to});
       if (!out.bytes) {
-        send(tree, relay.on_ack(from, out.way, out.index));
+        send(tree, relay.on_ack(from, out.way, out.index, out.arrived));
       } else {
         --on_their_way_[{tree, from, to, out.way}];
         send(tree, relay.on_chunk(from, out.way, out.index, std::move(out.bytes)));

@@ -1,0 +1,218 @@
+// Ranks of one process over real sockets: what callers see, with and without faults.
+#include "runtime/communicator.hpp"
+
+#include <gtest/gtest.h>
+
+#include <unistd.h>
+
+#include <numeric>
+#include <random>
+#include <thread>
+
+#include "runtime/keys.hpp"
+
+namespace coppice::runtime {
+namespace {
+
+using collectives::Reduction;
+
+class CommunicatorTest : public ::testing::Test {
+ protected:
+  static constexpr int kRanks = 4;
+
+  void SetUp() override {
+    directory_ = std::filesystem::temp_directory_path() / ("coppice-communicator-" + std::to_string(::getpid()));
+    std::filesystem::remove_all(directory_);
+    cluster_.name = "ranks";
+    cluster_.keys = directory_;
+    std::vector<std::string> names;
+    // Ports of this process's own, below those of outgoing connections; others than the transport's test has.
+    const auto base = static_cast<std::uint16_t>(11'600 + ::getpid() % 300 * kRanks);
+    for (int i = 0; i < kRanks; ++i) {
+      Host host;
+      host.name = "h" + std::to_string(i);
+      host.address = "127.0.0.1";
+      host.port = static_cast<std::uint16_t>(base + i);
+      names.push_back(host.name);
+      cluster_.hosts.push_back(host);
+    }
+    ASSERT_TRUE(make_keys(directory_, names, true));
+  }
+  void TearDown() override {
+    group_.clear();
+    std::filesystem::remove_all(directory_);
+  }
+
+  void join_all(std::chrono::milliseconds patience = std::chrono::seconds{30}) {
+    for (int rank = 0; rank < kRanks; ++rank) join(rank, patience);
+  }
+  void join(int rank, std::chrono::milliseconds patience) {
+    CommunicatorOptions options;
+    options.cluster = cluster_;
+    options.name = cluster_.hosts[static_cast<std::size_t>(rank)].name;
+    options.patience = patience;
+    auto joined = Communicator::join(std::move(options));
+    ASSERT_TRUE(joined) << joined.error().what;
+    group_.push_back(std::move(*joined));
+  }
+
+  std::filesystem::path directory_;
+  Cluster cluster_;
+  std::vector<std::unique_ptr<Communicator>> group_;
+};
+
+std::vector<std::int64_t> numbers(int rank, std::size_t count) {
+  std::vector<std::int64_t> out(count);
+  for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<std::int64_t>(i) * 7 + rank * 1'000'003;
+  return out;
+}
+
+TEST_F(CommunicatorTest, ReadsLikeAnyCollectiveLibrary) {
+  join_all();
+  std::vector<std::vector<float>> buffers;
+  for (int rank = 0; rank < kRanks; ++rank) buffers.emplace_back(1'000, static_cast<float>(rank + 1));
+  std::vector<Completion> calls;
+  for (int rank = 0; rank < kRanks; ++rank)
+    calls.push_back(group_[static_cast<std::size_t>(rank)]->allreduce(std::span(buffers[static_cast<std::size_t>(rank)])));
+  for (const auto& call : calls) {
+    const auto done = call.wait();
+    ASSERT_TRUE(done) << done.error().what;
+    EXPECT_EQ(done->attempts, 1);
+  }
+  for (const auto& buffer : buffers) EXPECT_EQ(buffer, std::vector<float>(1'000, 10.0F));
+
+  // Parts: each rank's own, to all and back.
+  std::vector<std::vector<std::int64_t>> parts, wholes(kRanks, std::vector<std::int64_t>(40)), sums(kRanks, std::vector<std::int64_t>(10));
+  for (int rank = 0; rank < kRanks; ++rank) parts.push_back(numbers(rank, 10));
+  calls.clear();
+  for (std::size_t rank = 0; rank < kRanks; ++rank)
+    calls.push_back(group_[rank]->allgather(std::span<const std::int64_t>(parts[rank]), std::span(wholes[rank])));
+  for (const auto& call : calls) ASSERT_TRUE(call.wait());
+  for (const auto& whole : wholes)
+    for (std::size_t i = 0; i < 40; ++i) EXPECT_EQ(whole[i], parts[i / 10][i % 10]);
+  calls.clear();
+  for (std::size_t rank = 0; rank < kRanks; ++rank)
+    calls.push_back(group_[rank]->reduce_scatter(std::span<const std::int64_t>(wholes[rank]), std::span(sums[rank])));
+  for (const auto& call : calls) ASSERT_TRUE(call.wait());
+  for (std::size_t rank = 0; rank < kRanks; ++rank)
+    for (std::size_t i = 0; i < 10; ++i) EXPECT_EQ(sums[rank][i], kRanks * parts[rank][i]);
+}
+
+TEST_F(CommunicatorTest, CallsOverlapAndActionsFollow) {
+  join_all();
+  constexpr int kCalls = 20;
+  std::vector<std::vector<std::vector<std::int32_t>>> buffers(kCalls);
+  std::vector<Completion> calls;
+  std::atomic<int> acted{0};
+  for (int i = 0; i < kCalls; ++i) {
+    for (int rank = 0; rank < kRanks; ++rank) buffers[static_cast<std::size_t>(i)].emplace_back(static_cast<std::size_t>(1 + i * 37), rank * i);
+    for (std::size_t rank = 0; rank < kRanks; ++rank) {
+      calls.push_back(group_[rank]->allreduce(std::span(buffers[static_cast<std::size_t>(i)][rank]), Reduction::max));
+      calls.back().then([&](const auto& done) { acted += done.has_value() ? 1 : 0; });
+    }
+  }
+  for (const auto& call : calls) ASSERT_TRUE(call.wait());
+  for (int i = 0; i < kCalls; ++i)
+    for (const auto& buffer : buffers[static_cast<std::size_t>(i)])
+      EXPECT_EQ(buffer, std::vector<std::int32_t>(buffer.size(), (kRanks - 1) * i));
+  for (int tries = 0; acted < kCalls * kRanks && tries < 500; ++tries) std::this_thread::sleep_for(std::chrono::milliseconds{10});
+  EXPECT_EQ(acted, kCalls * kRanks);
+}
+
+TEST_F(CommunicatorTest, RefusesBuffersThatDoNotFitAtOnce) {
+  join(0, std::chrono::seconds{5});
+  std::vector<float> in(10), out(10);
+  const auto refused = group_[0]->allgather(std::span<const float>(in), std::span(out)).wait();
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::bad_input);
+  EXPECT_NE(refused.error().what.find("160"), std::string::npos) << refused.error().what;
+  EXPECT_FALSE(group_[0]->broadcast(std::span(in), 4).wait());
+}
+
+TEST_F(CommunicatorTest, RanksThatCallDifferentlyAreTold) {
+  join_all();
+  std::vector<std::vector<float>> buffers(kRanks, std::vector<float>(100, 1.0F));
+  buffers[2].resize(50);
+  std::vector<Completion> calls;
+  for (std::size_t rank = 0; rank < kRanks; ++rank) calls.push_back(group_[rank]->allreduce(std::span(buffers[rank])));
+  for (const auto& call : calls) {
+    const auto done = call.wait();
+    ASSERT_FALSE(done);
+    EXPECT_NE(done.error().what.find("same calls"), std::string::npos) << done.error().what;
+  }
+}
+
+TEST_F(CommunicatorTest, ARankThatNeverComesIsNamed) {
+  for (int rank = 0; rank < kRanks - 1; ++rank) join(rank, std::chrono::seconds{20});
+  std::vector<std::vector<float>> buffers(kRanks, std::vector<float>(100'000, 1.0F));
+  std::vector<Completion> calls;
+  for (std::size_t rank = 0; rank + 1 < kRanks; ++rank) calls.push_back(group_[rank]->allreduce(std::span(buffers[rank])));
+  for (const auto& call : calls) {
+    const auto done = call.wait();
+    ASSERT_FALSE(done);
+    EXPECT_NE(done.error().what.find("rank 3 (h3) is gone"), std::string::npos) << done.error().what;
+  }
+  // The group is broken for good, and says so at once.
+  const auto again = group_[0]->allreduce(std::span(buffers[0])).wait();
+  ASSERT_FALSE(again);
+  EXPECT_NE(again.error().what.find("join again"), std::string::npos);
+}
+
+TEST_F(CommunicatorTest, ARankThatDiesInTheMiddleIsNamedToAllOthers) {
+  join_all();
+  constexpr std::size_t kCount = std::size_t{8} << 20;
+  std::vector<std::vector<std::int64_t>> buffers;
+  for (int rank = 0; rank < kRanks; ++rank) buffers.push_back(numbers(rank, kCount));
+  std::vector<Completion> calls;
+  for (std::size_t rank = 0; rank < kRanks; ++rank) calls.push_back(group_[rank]->allreduce(std::span(buffers[rank])));
+  std::this_thread::sleep_for(std::chrono::milliseconds{60});
+  ASSERT_FALSE(calls[0].ready()) << "the machine is too fast for this test";
+  group_.pop_back();  // h3 closes its sockets and is gone
+  for (std::size_t rank = 0; rank + 1 < kRanks; ++rank) {
+    const auto done = calls[rank].wait();
+    ASSERT_FALSE(done);
+    EXPECT_NE(done.error().what.find("rank 3 (h3) is gone"), std::string::npos) << done.error().what;
+  }
+}
+
+TEST_F(CommunicatorTest, RelaysThatEndAtAnyMomentChangeNothing) {
+  join_all();
+  std::mt19937 random(3);
+  constexpr std::size_t kCount = std::size_t{1} << 20;  // 8 MiB
+  int anew = 0;
+  for (int round = 0; round < 50; ++round) {
+    std::vector<std::vector<std::int64_t>> buffers, outs(kRanks);
+    for (int rank = 0; rank < kRanks; ++rank) buffers.push_back(numbers(rank, kCount));
+    std::vector<Completion> calls;
+    const int which = round % 3;
+    for (std::size_t rank = 0; rank < kRanks; ++rank) {
+      auto& group = *group_[rank];
+      if (which == 0) calls.push_back(group.allreduce(std::span(buffers[rank])));
+      if (which == 1) calls.push_back(group.broadcast(std::span(buffers[rank]), 1));
+      if (which == 2) {
+        outs[rank].resize(rank == 2 ? kCount : 0);
+        calls.push_back(group.reduce(std::span<const std::int64_t>(buffers[rank]), std::span(outs[rank]), Reduction::sum, 2));
+      }
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds{random() % 60'000});
+    group_[random() % kRanks]->end_a_relay();
+    for (const auto& call : calls) {
+      const auto done = call.wait();
+      ASSERT_TRUE(done) << done.error().what;
+      anew += done->attempts > 1 ? 1 : 0;
+    }
+    for (int rank = 0; rank < kRanks; ++rank) {
+      if (which == 2 && rank != 2) continue;
+      const auto& got = which == 2 ? outs[2] : buffers[static_cast<std::size_t>(rank)];
+      for (std::size_t i = 0; i < kCount; ++i) {
+        const auto own = static_cast<std::int64_t>(i) * 7;
+        const std::int64_t right = which == 1 ? own + 1'000'003 : kRanks * own + 6 * 1'000'003;
+        ASSERT_EQ(got[i], right) << "round " << round << ", rank " << rank << ", element " << i;
+      }
+    }
+  }
+  EXPECT_GT(anew, 10) << "hardly a relay was hit";
+}
+
+}  // namespace
+}  // namespace coppice::runtime
