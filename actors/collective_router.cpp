@@ -10,6 +10,7 @@ struct CollectiveRouter::Impl {
   std::map<Key, std::vector<Delivery>> early;
   std::size_t early_bytes = 0;
   std::uint64_t oldest = 0;
+  std::set<std::string> heard;
 };
 
 namespace {
@@ -39,11 +40,13 @@ void CollectiveRouter::deliver(Delivery delivery) {
   if (const auto* chunk = std::get_if<CollectiveChunk>(&delivery.message)) return pass({chunk->run, chunk->tree}, std::move(delivery));
   if (const auto* ack = std::get_if<CollectiveAck>(&delivery.message)) return pass({ack->run, ack->tree}, std::move(delivery));
   const std::lock_guard lock(impl_->mutex);
+  impl_->heard.insert(delivery.from.name);
   if (impl_->communicator) caf::anon_send(impl_->communicator, std::move(delivery));
 }
 
 void CollectiveRouter::pass(const Key& key, Delivery delivery) {
   const std::lock_guard lock(impl_->mutex);
+  impl_->heard.insert(delivery.from.name);
   if (const auto found = impl_->relays.find(key); found != impl_->relays.end()) {
     caf::anon_send(found->second, std::move(delivery));
     return;
@@ -70,6 +73,11 @@ void CollectiveRouter::add(const RunId& run, std::uint32_t tree, const caf::acto
 void CollectiveRouter::remove(const RunId& run, std::uint32_t tree) {
   const std::lock_guard lock(impl_->mutex);
   impl_->relays.erase({run, tree});
+}
+
+bool CollectiveRouter::heard_from(const std::string& name) const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->heard.contains(name);
 }
 
 void CollectiveRouter::forget_below(std::uint64_t call) {

@@ -67,6 +67,10 @@ struct Past {
   std::map<CallKind, Program> settled;
 };
 
+using LinkKey = std::tuple<int, std::string, std::string>;
+
+LinkKey key_of(const collectives::RankEdge& link) { return {link.to, link.from_address, link.to_address}; }
+
 struct State {
   CommunicatorOptions options;
   std::shared_ptr<FramePort> port;
@@ -76,6 +80,7 @@ struct State {
   std::map<std::uint64_t, ProgramOffer> offers;        // for calls that this rank has not made yet
   std::map<std::uint64_t, CallRefused> refusals;       // so too
   std::map<std::uint64_t, std::int64_t> paused_early;  // so too: the attempt that was paused
+  std::map<LinkKey, Instant> answered;  // when a link's other end last answered over it
   std::map<std::uint32_t, std::set<std::uint64_t>> seen;  // notes that were passed on, by origin
   std::map<std::uint64_t, Offered> offered;
   std::map<std::uint64_t, Replan> replans;
@@ -124,6 +129,13 @@ void tell(State& state, int target, Note body, bool flood) {
   for (int rank = 0; rank < static_cast<int>(state.options.names.size()); ++rank)
     if (rank != state.options.rank && (target < 0 || target == rank)) state.port->send(Peer{state.name(rank)}, note);
   if (flood) pass_on(state, note, "");
+}
+
+// To the other end of one link, over that link.
+template <class Note>
+void tell_over(State& state, const collectives::RankEdge& link, Note body) {
+  state.port->send(Peer{state.name(link.to), "", link.from_address, link.to_address},
+                   GroupNote{static_cast<std::uint32_t>(state.options.rank), state.next_note++, link.to, false, std::move(body)});
 }
 
 // Whether a note has not been here yet; only copies of flooded ones are there to tell.
@@ -324,7 +336,7 @@ void watch_replans(Self* self, State& state, Instant now) {
   for (auto& [id, replan] : state.replans) {
     if (now - replan.begun >= state.options.gone_after) {
       for (int rank = 0; rank < static_cast<int>(state.options.names.size()); ++rank)
-        if (!replan.told.contains(rank)) {
+        if (!replan.told.contains(rank) && (rank == 0 || state.options.router->heard_from(state.name(rank)))) {
           lost.emplace_back(id, "rank " + std::to_string(rank) + " (" + state.name(rank) + ") is gone, and its data with it");
           break;
         }
@@ -510,12 +522,13 @@ void on_relay_done(Self* self, State& state, const RelayDone& done) {
 // ---- watching --------------------------------------------------------------------------------------------------------
 
 void look_at_links(Self* self, State& state, std::uint64_t id, Call& call, Instant now) {
-  std::map<std::tuple<int, std::string, std::string>, LinkSample> links;
+  std::map<LinkKey, LinkSample> links;
   for (std::size_t tree = 0; tree < call.progress.size(); ++tree) {
     if (!call.progress[tree]) continue;
     const auto& program = call.program->trees[tree];
     for (const auto& traffic : call.progress[tree]->look().traffic) {
-      auto& sample = links[{traffic.edge.to, traffic.edge.from_address, traffic.edge.to_address}];
+      if (!state.options.router->heard_from(state.name(traffic.edge.to))) continue;  // not here yet: calls wait
+      auto& sample = links[key_of(traffic.edge)];
       sample.link = traffic.edge;
       sample.sent_bytes += traffic.sent_bytes;
       sample.arrived_bytes += traffic.arrived_bytes;
@@ -524,8 +537,13 @@ void look_at_links(Self* self, State& state, std::uint64_t id, Call& call, Insta
     }
   }
   std::vector<LinkSample> samples;
-  for (auto& [key, sample] : links) samples.push_back(std::move(sample));
-  for (const auto& found : call.watch.look(now, samples))
+  for (auto& [key, sample] : links) {
+    sample.answered = state.answered[key];
+    samples.push_back(std::move(sample));
+  }
+  const auto verdicts = call.watch.look(now, samples);
+  for (const auto& link : verdicts.ask) tell_over(state, link, LinkPing{link});
+  for (const auto& found : verdicts.findings)
     report(self, state, {{id, call.attempt}, found.link, static_cast<std::uint64_t>(found.bytes_per_s),
                          "the link from " + state.name(found.link.from) + " to " + state.name(found.link.to) +
                              (found.bytes_per_s > 0 ? " carries " + std::to_string(found.bytes_per_s) + " bytes a second" : " is dead")});
@@ -584,6 +602,12 @@ void on_note(Self* self, State& state, const std::string& from, GroupNote& note)
   if (const auto* pause = std::get_if<PauseCall>(&note.note); pause && origin == 0) return on_pause(self, state, pause->run);
   if (const auto* paused = std::get_if<PausedAt>(&note.note); paused && state.plans()) return on_paused(self, state, origin, *paused);
   if (const auto* done = std::get_if<PartDone>(&note.note); done && state.plans()) return on_part_done(self, state, origin, done->run);
+  if (const auto* ping = std::get_if<LinkPing>(&note.note); ping && ping->link.from == origin && ping->link.to == me)
+    return tell_over(state, {me, origin, ping->link.to_address, ping->link.from_address}, LinkPong{ping->link});
+  if (const auto* pong = std::get_if<LinkPong>(&note.note); pong && pong->link.to == origin) {
+    state.answered[key_of(pong->link)] = self->clock().now();
+    return;
+  }
   if (const auto* over = std::get_if<CallOver>(&note.note); over && origin == 0) return close(self, state, over->call);
 }
 

@@ -72,6 +72,7 @@ class CollectiveRouter {
   void deliver(Delivery delivery);              // chunks, acknowledgements, notes
   void add(const RunId& run, std::uint32_t tree, const caf::actor& relay);
   void remove(const RunId& run, std::uint32_t tree);
+  bool heard_from(const std::string& name) const;  // ever
   void forget_below(std::uint64_t call);  // nothing of older calls is waited for any more
 
  private:
@@ -96,7 +97,7 @@ struct CommunicatorOptions {
                                                                 const std::vector<collectives::RankProgress>&)> resume;
   // From now on a link carries so little; 0: nothing.
   std::function<void(const collectives::RankEdge& link, std::int64_t bytes_per_s)> degrade;
-  Duration patience = std::chrono::seconds{10};  // a call that stands still for so long has failed
+  Duration patience = std::chrono::minutes{5};   // a call that stands still for so long has failed
   Duration gone_after = std::chrono::seconds{2}; // a rank that does not answer for so long is gone
   LinkWatchOptions watch;
   std::function<void()> hang_up;                 // frees what is queued for peers, once a call has failed

@@ -9,8 +9,8 @@ double seconds(Duration duration) { return std::chrono::duration<double>(duratio
 
 }  // namespace
 
-std::vector<LinkFinding> LinkWatch::look(Instant now, std::span<const LinkSample> samples) {
-  std::vector<LinkFinding> found;
+LinkVerdicts LinkWatch::look(Instant now, std::span<const LinkSample> samples) {
+  LinkVerdicts out;
   for (const LinkSample& sample : samples) {
     Seen& seen = seen_[{sample.link.to, sample.link.from_address, sample.link.to_address}];
     const std::int64_t on_its_way = sample.sent_bytes - sample.arrived_bytes;
@@ -33,11 +33,13 @@ std::vector<LinkFinding> LinkWatch::look(Instant now, std::span<const LinkSample
     // A large chunk on a slow link takes its time: what is on its way may take twice as long as planned.
     const double patience =
         std::max(seconds(options_.dead_after), planned > 0 ? 2 * static_cast<double>(on_its_way) / planned : 0.0);
-    if (seconds(now - seen.moved) >= patience) {
+    const double silent = seconds(now - std::max(seen.moved, sample.answered));
+    if (silent >= patience) {
       seen.told = true;
-      found.push_back({sample.link, 0});
+      out.findings.push_back({sample.link, 0});
       continue;
     }
+    if (silent >= patience / 4) out.ask.push_back(sample.link);
     const double over = std::max(seconds(options_.judged_over),
                                  planned > 0 ? options_.chunks_min * static_cast<double>(sample.chunk_bytes) / planned : 0.0);
     const double busy = seconds(now - seen.since);
@@ -45,12 +47,12 @@ std::vector<LinkFinding> LinkWatch::look(Instant now, std::span<const LinkSample
     const double rate = static_cast<double>(sample.arrived_bytes - seen.at_since) / busy;
     if (rate < options_.slow_below * planned && rate > 0) {
       seen.told = true;
-      found.push_back({sample.link, std::max<std::int64_t>(static_cast<std::int64_t>(rate), 1)});
+      out.findings.push_back({sample.link, std::max<std::int64_t>(static_cast<std::int64_t>(rate), 1)});
     }
     seen.since = now;
     seen.at_since = sample.arrived_bytes;
   }
-  return found;
+  return out;
 }
 
 }  // namespace coppice::actors

@@ -1,7 +1,8 @@
 // actors/link_watch.hpp: which of a rank's links carry less than they were planned to. Pure.
 //
 // Only a link that has something on its way at every look is judged: how fast it is then is how fast it can be. One that
-// waits for data from elsewhere is empty now and then, and is not blamed. Dead: nothing has arrived for a while.
+// waits for data from elsewhere is empty now and then, and is not blamed. Nor is one whose other end has not made the call
+// yet: before a link is taken for dead it is asked, and has answered nothing either.
 #pragma once
 
 #include <chrono>
@@ -26,6 +27,7 @@ struct LinkSample {
   std::int64_t sent_bytes = 0, arrived_bytes = 0;  // since the run began, over all trees
   std::int64_t planned_bytes_per_s = 0;            // 0: not known, and then only death is noticed
   std::int64_t chunk_bytes = 0;                    // the largest
+  Instant answered{};                              // when the other end last answered over it
 };
 
 struct LinkFinding {
@@ -33,12 +35,17 @@ struct LinkFinding {
   std::int64_t bytes_per_s = 0;  // 0: dead
 };
 
+struct LinkVerdicts {
+  std::vector<LinkFinding> findings;
+  std::vector<collectives::RankEdge> ask;  // these, whether they carry anything
+};
+
 class LinkWatch {
  public:
   LinkWatch() = default;
   explicit LinkWatch(LinkWatchOptions options) : options_(options) {}
   // Looks at all links of one run; each link is found at fault once. Call it ten times a second or so.
-  std::vector<LinkFinding> look(Instant now, std::span<const LinkSample> samples);
+  LinkVerdicts look(Instant now, std::span<const LinkSample> samples);
 
  private:
   struct Seen {

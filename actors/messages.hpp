@@ -212,6 +212,14 @@ struct CallOver {
   std::uint64_t call = 0;
 };
 
+// Over the very link, and back over it: whether it carries anything at all.
+struct LinkPing {
+  collectives::RankEdge link;  // from who asks
+};
+struct LinkPong {
+  collectives::RankEdge link;  // as it was asked
+};
+
 // What the ranks of a group tell one another beside the data. In trouble a note is passed on over every link that there
 // is until it has been everywhere, so that it arrives wherever any way is left; `number` tells its copies apart.
 struct GroupNote {
@@ -219,7 +227,7 @@ struct GroupNote {
   std::uint64_t number = 0;   // of the origin's notes
   std::int32_t target = -1;   // rank; -1: all
   bool flood = false;
-  std::variant<ProgramOffer, CallRefused, TroubleReport, PauseCall, PausedAt, PartDone, CallOver> note;
+  std::variant<ProgramOffer, CallRefused, TroubleReport, PauseCall, PausedAt, PartDone, CallOver, LinkPing, LinkPong> note;
 };
 
 // ---- asking and breaking -------------------------------------------------------------------------------------------

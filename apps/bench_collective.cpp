@@ -16,7 +16,7 @@ constexpr const char* kMark = "collective-result ";  // before the document in a
 struct Options {
   std::string cluster, operation = "allreduce", element = "float32", reduction = "sum", planner = "exact", root, as, logs;
   std::vector<std::string> bytes{"64M"};
-  int repeat = 5, warm_up = 1, patience_s = 10;
+  int repeat = 5, warm_up = 1, patience_s = 60;
   std::int64_t chunks = 0;
 };
 

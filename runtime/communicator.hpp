@@ -69,7 +69,8 @@ struct CommunicatorOptions {
   std::string name;  // of the host that this process is
   collectives::Planner planner = collectives::Planner::exact;  // others are there to be compared with
   std::int64_t chunks = 0;                                     // that a tree's share is cut into; 0: as a model says
-  std::chrono::milliseconds patience{10'000};                  // a call that stands still for so long has failed
+  // A call that stands still for so long has failed, though every rank that it began with is there.
+  std::chrono::milliseconds patience{300'000};
 };
 
 class Communicator {

@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "runtime/msgpack.hpp"
 
@@ -186,6 +187,8 @@ struct Writer {
     pk.pack_array(2);
     run(m.run);
   }
+  void pack_note(const LinkPing& m) { pack_edges(pk, {m.link}); }
+  void pack_note(const LinkPong& m) { pack_edges(pk, {m.link}); }
   void pack_note(const CallOver& m) {
     pk.pack_array(1);
     pk.pack(m.call);
@@ -294,6 +297,7 @@ class Fields {
     require(field.type == msgpack::type::ARRAY);
     return {field.via.array.ptr, field.via.array.size};
   }
+  std::span<const msgpack::object> rest() { return fields_.subspan(std::exchange(at_, fields_.size())); }
   void end() const { require(at_ == fields_.size()); }
 
  private:
@@ -367,9 +371,9 @@ RunId run_id(Fields& f) {
   return id;
 }
 
-std::vector<collectives::RankEdge> rank_edges(Fields& f) {
+std::vector<collectives::RankEdge> rank_edges(std::span<const msgpack::object> entries) {
   std::vector<collectives::RankEdge> edges;
-  for (const auto& entry : f.array()) {
+  for (const auto& entry : entries) {
     Fields fields(entry);
     collectives::RankEdge edge;
     edge.from = fields.int32();
@@ -380,6 +384,11 @@ std::vector<collectives::RankEdge> rank_edges(Fields& f) {
     edges.push_back(std::move(edge));
   }
   return edges;
+}
+
+collectives::RankEdge one_edge(std::span<const msgpack::object> entries) {
+  require(entries.size() == 1);
+  return rank_edges(entries).front();
 }
 
 collectives::Program program(Fields& outer) {
@@ -398,8 +407,8 @@ collectives::Program program(Fields& outer) {
     tree.keeper = fields.int32();
     tree.known_at_root = fields.boolean();
     tree.chunk_bytes = fields.int64();
-    tree.up = rank_edges(fields);
-    tree.down = rank_edges(fields);
+    tree.up = rank_edges(fields.array());
+    tree.down = rank_edges(fields.array());
     const auto share = fields.array();
     require(share.size() % 2 == 0);
     for (std::size_t i = 0; i < share.size(); i += 2) {
@@ -436,9 +445,7 @@ void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
     case 2: {
       TroubleReport report;
       report.run = run_id(f);
-      auto links = rank_edges(f);
-      require(links.size() == 1);
-      report.link = std::move(links.front());
+      report.link = one_edge(f.array());
       report.bytes_per_s = f.uint<std::uint64_t>();
       report.what = f.text();
       m.note = std::move(report);
@@ -458,6 +465,8 @@ void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
     }
     case 5: m.note = PartDone{run_id(f)}; return;
     case 6: m.note = CallOver{f.uint<std::uint64_t>()}; return;
+    case 7: m.note = LinkPing{one_edge(f.rest())}; return;
+    case 8: m.note = LinkPong{one_edge(f.rest())}; return;
     default: throw Malformed{};
   }
 }
