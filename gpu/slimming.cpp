@@ -215,8 +215,10 @@ class Fitter {
     products_ = budget.multiply_adds * whole.multiply_adds;
     microseconds_ = budget.latency * whole.microseconds;
     even_ = even();
-    for (std::size_t s = 0; s < even_.width.size(); ++s)
-      least_.push_back(std::max<std::int64_t>(1, static_cast<std::int64_t>(budget.evenness * static_cast<double>(even_.width[s]))));
+    for (const auto width : even_.width) {
+      const double share = budget.evenness * static_cast<double>(width);
+      least_.push_back(std::max<std::int64_t>(1, std::llround(std::ceil(share - 1e-9))));
+    }
   }
 
   const SubnetShape& even_one() const { return even_; }
@@ -306,6 +308,7 @@ class Fitter {
 Expected<SubnetShape> fit_budget(const Slimmable& of, const Sensitivity& sensitivity, const Budget& budget, int classes) {
   if (!(budget.multiply_adds > 0) || !(budget.latency > 0) || budget.multiple < 1)
     return mismatch("a budget is more than nothing");
+  if (!(budget.evenness >= 0 && budget.evenness <= 1)) return mismatch("evenness is a share, 0 to 1");
   return Fitter(of, sensitivity, budget, classes).run();
 }
 

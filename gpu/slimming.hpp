@@ -77,10 +77,11 @@ struct Budget {
 };
 
 // The same share of every set's channels, all blocks: the widest that is within the budget, or else the narrowest there
-// is.
+// is. REQUIRES: budget.multiple > 0.
 SubnetShape even_shape(const Slimmable& of, const Budget& budget, int classes);
 
-// Greedily the least loss for the time it saves. Errors: shape_mismatch, saying how far the net can be slimmed.
+// Greedily the least loss for the time it saves. Errors: shape_mismatch, saying how far the net can be slimmed or what
+// the budget may not be.
 Expected<SubnetShape> fit_budget(const Slimmable& of, const Sensitivity& sensitivity, const Budget& budget, int classes);
 
 }  // namespace coppice::gpu
