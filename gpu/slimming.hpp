@@ -15,10 +15,17 @@ namespace coppice::gpu {
 
 // A net to be slimmed, with what is known of its structure. Blocks are those that can go without touching widths.
 struct Slimmable {
+  // So many of a value's channels are of this set. A net of thousands of channels is asked for its cost thousands of
+  // times: channel by channel that takes a second.
+  struct Part {
+    int set = 0;
+    std::int64_t channels = 0;
+  };
   Network net;
   ChannelGraph graph;
   std::vector<Block> blocks;
   std::vector<Dims> shapes;
+  std::vector<std::vector<Part>> parts;  // [value]
 };
 
 Expected<Slimmable> slimmable(Network net);
