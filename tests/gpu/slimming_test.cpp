@@ -77,7 +77,8 @@ TEST(Cost, IsThatOfEveryChannelCountedByItself) {
         products += left(node.inputs[0]) * (c->groups == 1 ? left(out) : 1) *
                     static_cast<double>(c->window.kernel_h * c->window.kernel_w * dims[1] * dims[2]);
       } else if (std::holds_alternative<Dense>(node.op)) {
-        products += left(node.inputs[0]) * static_cast<double>(of.graph.spread[static_cast<std::size_t>(node.inputs[0])]) *
+        const auto spread = of.graph.spread[static_cast<std::size_t>(node.inputs[0])];
+        products += left(node.inputs[0]) * static_cast<double>(spread) *
                     (i + 1 == of.net.nodes.size() ? 3 : left(out));
       }
     }
@@ -88,7 +89,8 @@ TEST(Cost, IsThatOfEveryChannelCountedByItself) {
 TEST(EvenShape, IsTheWidestOfOneShareThatFits) {
   for (const auto& net : {residual(), chain()})
     for (const int multiple : {8, 4})
-      for (const Budget budget : {Budget{0.9, 1, multiple}, {0.5, 1, multiple}, {0.08, 1, multiple}, {1, 0.5, multiple}}) {
+      for (const auto& [share, latency] : {std::pair{0.9, 1.0}, {0.5, 1.0}, {0.08, 1.0}, {1.0, 0.5}}) {
+        const Budget budget{share, latency, multiple};
         SCOPED_TRACE(net.name + " " + std::to_string(budget.multiply_adds) + " " + std::to_string(multiple));
         const auto of = slimmable(net).value();
         const auto whole = cost(of, whole_shape(of), 10);
