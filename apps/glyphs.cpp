@@ -77,13 +77,7 @@ std::array<unsigned char, kPixels> draw(const FreeType& freetype, const Typeface
   const auto shift = [&] { return static_cast<FT_Pos>(random.between(-2.0, 2.0) * 64); };
   const auto x = kSide * 32 - (box.xMin + box.xMax) / 2 + shift();
   FT_Outline_Translate(outline, x, kSide * 32 - (box.yMin + box.yMax) / 2 + shift());
-  FT_Bitmap bitmap{};
-  bitmap.rows = bitmap.width = kSide;
-  bitmap.pitch = kSide;
-  bitmap.buffer = ink.data();
-  bitmap.num_grays = 256;
-  bitmap.pixel_mode = FT_PIXEL_MODE_GRAY;
-  FT_Outline_Get_Bitmap(freetype.handle(), outline, &bitmap);
+  freetype.draw(outline, kSide, ink);
   return ink;
 }
 

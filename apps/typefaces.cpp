@@ -234,13 +234,7 @@ Print print_of(const FreeType& freetype, const Typeface& typeface, char32_t char
   FT_Outline_Translate(outline, -(box.xMin + box.xMax) / 2, -(box.yMin + box.yMax) / 2);
   FT_Outline_Transform(outline, &matrix);
   FT_Outline_Translate(outline, kPrint * 32, kPrint * 32);
-  FT_Bitmap bitmap{};
-  bitmap.rows = bitmap.width = kPrint;
-  bitmap.pitch = kPrint;
-  bitmap.buffer = print.data();
-  bitmap.num_grays = 256;
-  bitmap.pixel_mode = FT_PIXEL_MODE_GRAY;
-  FT_Outline_Get_Bitmap(freetype.handle(), outline, &bitmap);
+  freetype.draw(outline, kPrint, print);
   return print;
 }
 
@@ -307,6 +301,16 @@ std::string FreeType::version() const {
   FT_Int major = 0, minor = 0, patch = 0;
   ::FT_Library_Version(library_.get(), &major, &minor, &patch);
   return std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(patch);
+}
+
+void FreeType::draw(FT_Outline_* outline, unsigned side, std::span<unsigned char> pixels) const {
+  FT_Bitmap bitmap{};
+  bitmap.rows = bitmap.width = side;
+  bitmap.pitch = static_cast<int>(side);
+  bitmap.buffer = pixels.data();
+  bitmap.num_grays = 256;
+  bitmap.pixel_mode = FT_PIXEL_MODE_GRAY;
+  ::FT_Outline_Get_Bitmap(library_.get(), outline, &bitmap);
 }
 
 Typeface::Typeface(FreeType freetype, FT_FaceRec_* face)

@@ -23,6 +23,8 @@ class FreeType {
  public:
   static runtime::Expected<FreeType> start();
   FT_LibraryRec_* handle() const { return library_.get(); }
+  // The outline's ink, 0 to 255, in side x side pixels; its origin is their lower left corner. REQUIRES: they are 0.
+  void draw(FT_Outline_* outline, unsigned side, std::span<unsigned char> pixels) const;
   std::string version() const;
 
  private:

@@ -3,15 +3,16 @@
 // oneDNN's execute fills a small map of its arguments by operator new, a few hundred bytes a primitive, and empties it
 // again. A worker that answers within microseconds must neither wait for another thread's malloc nor leave holes, so
 // cpu_heap.cpp replaces operator new for the whole program: within a QuietHeap, and on its thread alone, small requests
-// are met from a fixed block that is empty again whenever the last of them is returned. Everywhere else it is malloc.
-// Under a sanitizer, which has an operator new of its own, nothing is replaced.
+// are met from a fixed block that is empty again whenever the last of them is returned, by whatever thread and however
+// late. Everywhere else it is malloc. A program that replaces operator new and delete itself keeps its own: then a
+// QuietHeap does nothing, as under a sanitizer, which has an operator new of its own.
 #pragma once
 
 namespace coppice::gpu {
 
 struct HeapBlock;
 
-// While it lives, this thread's operator new takes from a block. Nests; costs one exchange.
+// While it lives, this thread's operator new takes from a block; within another one it does nothing. One exchange.
 class QuietHeap {
  public:
   QuietHeap() noexcept;
@@ -20,7 +21,6 @@ class QuietHeap {
   QuietHeap& operator=(const QuietHeap&) = delete;
 
  private:
-  HeapBlock* before_;
   HeapBlock* block_;
 };
 

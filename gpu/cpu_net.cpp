@@ -39,20 +39,22 @@ Expected<void> CpuNet::run(std::span<const float> input, std::span<float> output
                                                            std::to_string(output.size()) + " out, the net takes " +
                                                            std::to_string(input_elements()) + " and gives " +
                                                            std::to_string(output_elements())});
-  const QuietHeap quiet;
   omp_set_num_threads(threads_);  // this thread's own setting
-  try {
-    for (auto& [view, offset] : program_.input_views)
-      view.set_data_handle(reinterpret_cast<std::byte*>(const_cast<float*>(input.data())) + offset);
-    for (auto& [view, offset] : program_.output_views)
-      view.set_data_handle(reinterpret_cast<std::byte*>(output.data()) + offset);
-  } catch (const dnnl::error& fault) {
-    return unexpected(Error{ErrorCode::device_failed, std::string("oneDNN: ") + fault.what()});
-  }
-  return execute();
+  if (const auto status = execute(input, output); status != dnnl_success)
+    return unexpected(Error{ErrorCode::device_failed, "oneDNN: a run failed, status " + std::to_string(status)});
+  return {};
 }
 
-Expected<void> CpuNet::execute() {
+dnnl_status_t CpuNet::execute(std::span<const float> input, std::span<float> output) {
+  const QuietHeap quiet;
+  const auto show = [](const CallerView& view, const float* data) {
+    auto* place = reinterpret_cast<std::byte*>(const_cast<float*>(data)) + view.offset;
+    return dnnl_memory_set_data_handle_v2(view.data.get(), place, nullptr);
+  };
+  for (const auto& view : program_.input_views)
+    if (const auto status = show(view, input.data()); status != dnnl_success) return status;
+  for (const auto& view : program_.output_views)
+    if (const auto status = show(view, output.data()); status != dnnl_success) return status;
   for (const auto& step : program_.steps) {
     if (step.kernel) {
       step.kernel();
@@ -60,11 +62,9 @@ Expected<void> CpuNet::execute() {
     }
     const auto status = dnnl_primitive_execute(step.primitive.get(), stream_.get(),
                                                static_cast<int>(step.arguments.size()), step.arguments.data());
-    if (status != dnnl_success)
-      return unexpected(
-          Error{ErrorCode::device_failed, "oneDNN: a primitive failed, status " + std::to_string(status)});
+    if (status != dnnl_success) return status;
   }
-  return {};
+  return dnnl_success;
 }
 
 }  // namespace coppice::gpu

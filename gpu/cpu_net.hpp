@@ -57,7 +57,7 @@ class CpuNet final : public CompiledNet {
   Expected<void> run(std::span<const float> input, std::span<float> output) override;
 
  private:
-  Expected<void> execute();
+  dnnl_status_t execute(std::span<const float> input, std::span<float> output);
 
   dnnl::engine engine_;
   dnnl::stream stream_;

@@ -20,11 +20,22 @@ std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 
 unexpected<Error> mismatch(const std::string& what) { return unexpected(Error{ErrorCode::shape_mismatch, what}); }
 
+std::vector<Slimmable::Part> parts_of(const std::vector<Channel>& channels) {
+  std::vector<Slimmable::Part> parts;
+  for (const auto& channel : channels) {
+    auto part = std::ranges::find(parts, channel.set, &Slimmable::Part::set);
+    if (part == parts.end()) part = parts.insert(part, {channel.set, 0});
+    ++part->channels;
+  }
+  return parts;
+}
+
 // How many of a value's channels are left. REQUIRES: sets lose channels evenly over the values that show part of them.
 double left(const Slimmable& of, const SubnetShape& shape, int value) {
   double sum = 0;
-  for (const auto& channel : of.graph.values[at(value)])
-    sum += static_cast<double>(shape.width[at(channel.set)]) / static_cast<double>(of.graph.sets[at(channel.set)].width);
+  for (const auto& part : of.parts[at(value)])
+    sum += static_cast<double>(part.channels * shape.width[at(part.set)]) /
+           static_cast<double>(of.graph.sets[at(part.set)].width);
   return sum;
 }
 
@@ -51,7 +62,9 @@ Expected<Slimmable> slimmable(Network net) {
   std::vector<Block> removable;
   for (auto& block : blocks(net))
     if (graph->values[at(block.in)] == graph->values[at(block.out)]) removable.push_back(std::move(block));
-  return Slimmable{std::move(net), std::move(*graph), std::move(removable), std::move(*shapes)};
+  std::vector<std::vector<Slimmable::Part>> parts;
+  for (const auto& channels : graph->values) parts.push_back(parts_of(channels));
+  return Slimmable{std::move(net), std::move(*graph), std::move(removable), std::move(*shapes), std::move(parts)};
 }
 
 SubnetShape whole_shape(const Slimmable& of) {
@@ -215,8 +228,10 @@ class Fitter {
     products_ = budget.multiply_adds * whole.multiply_adds;
     microseconds_ = budget.latency * whole.microseconds;
     even_ = even();
-    for (std::size_t s = 0; s < even_.width.size(); ++s)
-      least_.push_back(std::max<std::int64_t>(1, static_cast<std::int64_t>(budget.evenness * static_cast<double>(even_.width[s]))));
+    for (const auto width : even_.width) {
+      const double share = budget.evenness * static_cast<double>(width);
+      least_.push_back(std::max<std::int64_t>(1, std::llround(std::ceil(share - 1e-9))));
+    }
   }
 
   const SubnetShape& even_one() const { return even_; }
@@ -306,6 +321,7 @@ class Fitter {
 Expected<SubnetShape> fit_budget(const Slimmable& of, const Sensitivity& sensitivity, const Budget& budget, int classes) {
   if (!(budget.multiply_adds > 0) || !(budget.latency > 0) || budget.multiple < 1)
     return mismatch("a budget is more than nothing");
+  if (!(budget.evenness >= 0 && budget.evenness <= 1)) return mismatch("evenness is a share, 0 to 1");
   return Fitter(of, sensitivity, budget, classes).run();
 }
 

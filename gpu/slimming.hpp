@@ -15,10 +15,17 @@ namespace coppice::gpu {
 
 // A net to be slimmed, with what is known of its structure. Blocks are those that can go without touching widths.
 struct Slimmable {
+  // So many of a value's channels are of this set. A net of thousands of channels is asked for its cost thousands of
+  // times: channel by channel that takes a second.
+  struct Part {
+    int set = 0;
+    std::int64_t channels = 0;
+  };
   Network net;
   ChannelGraph graph;
   std::vector<Block> blocks;
   std::vector<Dims> shapes;
+  std::vector<std::vector<Part>> parts;  // [value]
 };
 
 Expected<Slimmable> slimmable(Network net);
@@ -77,10 +84,11 @@ struct Budget {
 };
 
 // The same share of every set's channels, all blocks: the widest that is within the budget, or else the narrowest there
-// is.
+// is. REQUIRES: budget.multiple > 0.
 SubnetShape even_shape(const Slimmable& of, const Budget& budget, int classes);
 
-// Greedily the least loss for the time it saves. Errors: shape_mismatch, saying how far the net can be slimmed.
+// Greedily the least loss for the time it saves. Errors: shape_mismatch, saying how far the net can be slimmed or what
+// the budget may not be.
 Expected<SubnetShape> fit_budget(const Slimmable& of, const Sensitivity& sensitivity, const Budget& budget, int classes);
 
 }  // namespace coppice::gpu

@@ -7,7 +7,7 @@
 
 #include "tests/gpu/cuda_case.hpp"
 #include "tests/gpu/cuda_nets.hpp"
-#include "tests/gpu/cuda_training_reference.hpp"
+#include "tests/gpu/training_reference.hpp"
 
 using namespace coppice::gpu;
 
@@ -58,8 +58,8 @@ void expect_gradients(const Case& c) {
   ASSERT_TRUE(net);
   std::vector<float> scores(c.score_gradients.size());
   ASSERT_TRUE(net->forward(c.input, scores, c.mode));
-  const auto values = reference::train_forward(c.net, c.input, c.mode);
-  EXPECT_LE(reference::error(scores, reference::joined(values.back())), 1e-4);
+  const auto values = reference::all_values(c.net, c.input, c.mode);
+  EXPECT_LE(reference::error(scores, reference::flattened(values.back())), 1e-4);
   ASSERT_TRUE(net->backward(c.score_gradients));
 
   std::vector<float> gradients(static_cast<std::size_t>(net->parameter_elements()));
@@ -80,7 +80,7 @@ void expect_gradients(const Case& c) {
     const auto& batch = values[static_cast<std::size_t>(value)];
     std::vector<float> had(batch.size() * batch.front().size());
     ASSERT_TRUE(net->read_value(value, had));
-    EXPECT_LE(reference::error(had, reference::joined(batch)), 1e-4) << "value " << value;
+    EXPECT_LE(reference::error(had, reference::flattened(batch)), 1e-4) << "value " << value;
     ASSERT_TRUE(net->read_value_gradient(value, had));
     Pairs pairs;
     for (std::size_t i = 0; i < had.size(); i += had.size() / 24 + 1)
@@ -99,7 +99,7 @@ TEST_F(CudaTraining, GradientsOfRandomNets) {
     SCOPED_TRACE(seed);
     const auto net = random_net(seed * 1'000, 1 + static_cast<int>(seed % 7));
     // Values of a thousand, as deep random nets have, leave differences nothing to show.
-    if (reference::joined(reference::train_forward(net, random_input(net, kBatch, 7), Mode::train).back()).size() >
+    if (reference::flattened(reference::all_values(net, random_input(net, kBatch, 7), Mode::train).back()).size() >
         2'000)
       continue;
     expect_gradients(make_case(net, seed % 2 ? Mode::train : Mode::evaluate));
@@ -134,11 +134,10 @@ TEST_F(CudaTraining, RunningStatisticsFollowByATenth) {
   ASSERT_TRUE(net->forward(input, scores, Mode::train));
   const auto before = std::get<BatchNorm>(b.net.nodes[0].op),
              after = std::get<BatchNorm>(net->network(false)->nodes[0].op);
-  const auto batch = reference::train_forward(b.net, input, Mode::train).front();
+  const auto s = reference::statistics_of(reference::to_batch(input, kBatch), 4);
   for (std::size_t c = 0; c < 4; ++c) {
-    const auto [mean, variance] = reference::statistics(batch, c, 9);
-    EXPECT_NEAR(after.mean[c], 0.9 * before.mean[c] + 0.1 * mean, 1e-5);
-    EXPECT_NEAR(after.variance[c], 0.9 * before.variance[c] + 0.1 * variance * 27 / 26, 1e-5);
+    EXPECT_NEAR(after.mean[c], 0.9 * before.mean[c] + 0.1 * s.mean[c], 1e-5);
+    EXPECT_NEAR(after.variance[c], 0.9 * before.variance[c] + 0.1 * s.variance[c] * 27 / 26, 1e-5);
   }
 }
 

@@ -15,7 +15,7 @@
 #include "gpu/device.hpp"
 #include "gpu/training.hpp"
 #include "tests/gpu/cuda_nets.hpp"
-#include "tests/gpu/cuda_training_reference.hpp"
+#include "tests/gpu/training_reference.hpp"
 
 namespace coppice::gpu {
 namespace {
@@ -161,7 +161,7 @@ Expected<double> gradient_error(Device& device, const reference::Case& c, int ba
   if (const auto done = (*net)->forward(c.input, scores, c.mode); !done) return unexpected(done.error());
   if (const auto done = (*net)->backward(c.score_gradients); !done) return unexpected(done.error());
   if (const auto done = (*net)->read_gradients(gradients); !done) return unexpected(done.error());
-  double worst = reference::error(scores, reference::joined(reference::train_forward(c.net, c.input, c.mode).back()));
+  double worst = reference::error(scores, reference::flattened(reference::all_values(c.net, c.input, c.mode).back()));
   const auto compare = [&](std::span<const float> had, const auto& wanted_at) {
     double scale = 1e-2, difference = 0;
     for (std::size_t i = 0; i < had.size(); i += had.size() / 16 + 1)
