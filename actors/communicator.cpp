@@ -39,6 +39,7 @@ struct Call {
   std::map<std::uint32_t, caf::actor> relays;            // at work
   std::vector<std::shared_ptr<RelayProgress>> progress;  // by tree; none where this rank has no part
   LinkWatch watch;
+  int asked = 1;  // for an offer, or once more
   bool relay_lost = false, leased = false;
   bool passes_on = false;  // the call is over here; its relays only help others
   std::optional<Instant> troubled;
@@ -86,6 +87,7 @@ struct State {
   std::map<std::uint64_t, Replan> replans;
   std::vector<Past> past;  // the oldest first
   std::optional<std::string> broken;  // why no further call can be
+  bool rough = false;                 // a run was paused before: every note takes every way
   bool ticking = false;
 
   const std::string& name(int rank) const { return options.names[static_cast<std::size_t>(rank)]; }
@@ -125,6 +127,7 @@ void pass_on(State& state, const GroupNote& note, const std::string& except) {
 // To others: who sends a note to itself has taken it already.
 template <class Note>
 void tell(State& state, int target, Note body, bool flood) {
+  flood = flood || state.rough;
   const GroupNote note{static_cast<std::uint32_t>(state.options.rank), state.next_note++, target, flood, std::move(body)};
   for (int rank = 0; rank < static_cast<int>(state.options.names.size()); ++rank)
     if (rank != state.options.rank && (target < 0 || target == rank)) state.port->send(Peer{state.name(rank)}, note);
@@ -182,7 +185,7 @@ void fail(Self* self, State& state, std::uint64_t id, const std::string& why) {
   const auto found = state.calls.find(id);
   if (!state.broken) {
     state.broken = why;
-    if (state.options.hang_up) state.options.hang_up();
+    if (state.options.hang_up) state.options.hang_up(std::nullopt);
   }
   state.replans.erase(id);
   if (found == state.calls.end() || found->second.fault) return;
@@ -447,6 +450,7 @@ void paused_if_still(Self* self, State& state, std::uint64_t id, Call& call) {
 }
 
 void on_pause(Self* self, State& state, const RunId& run_id) {
+  state.rough = true;
   const auto found = state.calls.find(run_id.call);
   if (found == state.calls.end()) {
     PausedAt paused{run_id, run_id.call < state.next_call, state.next_call, {}};
@@ -521,7 +525,7 @@ void on_relay_done(Self* self, State& state, const RelayDone& done) {
 
 // ---- watching --------------------------------------------------------------------------------------------------------
 
-void look_at_links(Self* self, State& state, std::uint64_t id, Call& call, Instant now) {
+std::map<LinkKey, LinkSample> samples_of(const State& state, const Call& call) {
   std::map<LinkKey, LinkSample> links;
   for (std::size_t tree = 0; tree < call.progress.size(); ++tree) {
     if (!call.progress[tree]) continue;
@@ -534,19 +538,36 @@ void look_at_links(Self* self, State& state, std::uint64_t id, Call& call, Insta
       sample.arrived_bytes += traffic.arrived_bytes;
       sample.planned_bytes_per_s += program.bytes_per_s;
       sample.chunk_bytes = std::max(sample.chunk_bytes, program.chunk_bytes);
+      if (const auto answered = state.answered.find(key_of(traffic.edge)); answered != state.answered.end())
+        sample.answered = answered->second;
     }
   }
-  std::vector<LinkSample> samples;
-  for (auto& [key, sample] : links) {
-    sample.answered = state.answered[key];
-    samples.push_back(std::move(sample));
+  return links;
+}
+
+// What waits on a link that is at fault is let go, and so every run that has something there must take other ways.
+void give_up_link(Self* self, State& state, const LinkFinding& found) {
+  if (state.options.hang_up)
+    state.options.hang_up(Peer{state.name(found.link.to), "", found.link.from_address, found.link.to_address});
+  const std::string what = "the link from " + state.name(found.link.from) + " to " + state.name(found.link.to) +
+                           (found.bytes_per_s > 0 ? " carries " + std::to_string(found.bytes_per_s) + " bytes a second" : " is dead");
+  std::vector<RunId> touched;
+  for (const auto& [id, call] : state.calls) {
+    if (call.stage != Stage::running) continue;
+    const auto samples = samples_of(state, call);
+    const auto own = samples.find(key_of(found.link));
+    if (own != samples.end() && own->second.sent_bytes > own->second.arrived_bytes) touched.push_back({id, call.attempt});
   }
+  for (const auto& run_id : touched)
+    report(self, state, {run_id, found.link, static_cast<std::uint64_t>(found.bytes_per_s), what});
+}
+
+void look_at_links(Self* self, State& state, Call& call, Instant now) {
+  std::vector<LinkSample> samples;
+  for (auto& [key, sample] : samples_of(state, call)) samples.push_back(sample);
   const auto verdicts = call.watch.look(now, samples);
   for (const auto& link : verdicts.ask) tell_over(state, link, LinkPing{link});
-  for (const auto& found : verdicts.findings)
-    report(self, state, {{id, call.attempt}, found.link, static_cast<std::uint64_t>(found.bytes_per_s),
-                         "the link from " + state.name(found.link.from) + " to " + state.name(found.link.to) +
-                             (found.bytes_per_s > 0 ? " carries " + std::to_string(found.bytes_per_s) + " bytes a second" : " is dead")});
+  for (const auto& found : verdicts.findings) give_up_link(self, state, found);
 }
 
 std::string standstill(const State& state, std::uint64_t id, const Call& call) {
@@ -578,13 +599,18 @@ void on_tick(Self* self, State& state) {
       call.moved = now;
     }
     if (call.fault || call.stage == Stage::closing) continue;
+    if (call.stage == Stage::waiting && !state.plans() && now - call.moved > kAskAgain * call.asked) {
+      ++call.asked;
+      tell(state, 0, OfferWanted{id}, true);
+    }
     if (call.stage == Stage::running) running.push_back(id);
     if (now - call.moved > state.options.patience)
       failed.emplace_back(id, standstill(state, id, call));
     else if (call.troubled && call.stage == Stage::running && now - *call.troubled > state.options.gone_after + kAskAgain)
       failed.emplace_back(id, "rank 0 (" + state.name(0) + ") is gone, and its data with it");
   }
-  for (const auto id : running) look_at_links(self, state, id, state.calls.at(id), now);
+  for (const auto id : running)  // what one look does may end a call
+    if (const auto call = state.calls.find(id); call != state.calls.end()) look_at_links(self, state, call->second, now);
   for (const auto& [id, why] : failed) fail_everywhere(self, state, id, why);
   watch_replans(self, state, now);
   if (!state.calls.empty() || !state.replans.empty()) tick_on(self, state);
@@ -602,6 +628,12 @@ void on_note(Self* self, State& state, const std::string& from, GroupNote& note)
   if (const auto* pause = std::get_if<PauseCall>(&note.note); pause && origin == 0) return on_pause(self, state, pause->run);
   if (const auto* paused = std::get_if<PausedAt>(&note.note); paused && state.plans()) return on_paused(self, state, origin, *paused);
   if (const auto* done = std::get_if<PartDone>(&note.note); done && state.plans()) return on_part_done(self, state, origin, done->run);
+  if (const auto* wanted = std::get_if<OfferWanted>(&note.note)) {
+    const auto offered = state.offered.find(wanted->call);
+    if (offered != state.offered.end() && !state.replans.contains(wanted->call))
+      tell(state, origin, ProgramOffer{{wanted->call, offered->second.attempt}, false, offered->second.program}, true);
+    return;
+  }
   if (const auto* ping = std::get_if<LinkPing>(&note.note); ping && ping->link.from == origin && ping->link.to == me)
     return tell_over(state, {me, origin, ping->link.to_address, ping->link.from_address}, LinkPong{ping->link});
   if (const auto* pong = std::get_if<LinkPong>(&note.note); pong && pong->link.to == origin) {

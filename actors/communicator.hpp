@@ -19,6 +19,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <tl/expected.hpp>
@@ -100,7 +101,8 @@ struct CommunicatorOptions {
   Duration patience = std::chrono::minutes{5};   // a call that stands still for so long has failed
   Duration gone_after = std::chrono::seconds{2}; // a rank that does not answer for so long is gone
   LinkWatchOptions watch;
-  std::function<void()> hang_up;                 // frees what is queued for peers, once a call has failed
+  // Forgets what is queued for a peer over a link that is at fault, or, nothing named, for everyone.
+  std::function<void(const std::optional<Peer>&)> hang_up;
 };
 
 caf::actor spawn_communicator(caf::actor_system& system, CommunicatorOptions options, std::shared_ptr<FramePort> port);

@@ -212,6 +212,11 @@ struct CallOver {
   std::uint64_t call = 0;
 };
 
+// any -> rank 0: nothing has come for this call
+struct OfferWanted {
+  std::uint64_t call = 0;
+};
+
 // Over the very link, and back over it: whether it carries anything at all.
 struct LinkPing {
   collectives::RankEdge link;  // from who asks
@@ -227,7 +232,7 @@ struct GroupNote {
   std::uint64_t number = 0;   // of the origin's notes
   std::int32_t target = -1;   // rank; -1: all
   bool flood = false;
-  std::variant<ProgramOffer, CallRefused, TroubleReport, PauseCall, PausedAt, PartDone, CallOver, LinkPing, LinkPong> note;
+  std::variant<ProgramOffer, CallRefused, TroubleReport, PauseCall, PausedAt, PartDone, CallOver, LinkPing, LinkPong, OfferWanted> note;
 };
 
 // ---- asking and breaking -------------------------------------------------------------------------------------------

@@ -242,7 +242,8 @@ Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runt
                        {"wrong", wrong},
                        {"verified", wrong == 0},
                        {"trees", report.trees},
-                       {"chunks", report.chunks}};
+                       {"chunks", report.chunks},
+                       {"attempts", report.attempts}};
     if (collectives::combines(load.operation)) run["reduction"] = name(load.reduction);
     runs.push_back(std::move(run));
   }

@@ -150,7 +150,8 @@ void add_trees(Program& program, const Plan& plan, const Topology& topology, con
     if (first == end) continue;
     tree.share = slice(own->second, first, end);
     tree.known_at_root = known_at_root;
-    if (unit) tree.bytes_per_s = static_cast<std::int64_t>(plan.trees[i].rate.get_d() * unit->get_d());
+    // What is only passed on goes beside the rest: links are judged by the rest alone, which takes all that they have.
+    if (unit && !known_at_root) tree.bytes_per_s = static_cast<std::int64_t>(plan.trees[i].rate.get_d() * unit->get_d());
     const std::int64_t wanted = (end - first + chunks - 1) / std::max<std::int64_t>(chunks, 1);
     tree.chunk_bytes = std::clamp<std::int64_t>(rounded_up(wanted, granule), granule, kChunkBytesMax);
     program.trees.push_back(std::move(tree));

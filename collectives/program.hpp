@@ -49,7 +49,7 @@ struct TreeProgram {
   // The root has the result in its output already, as after a tree was given up half-way; otherwise what it sends down is
   // its input or what was combined.
   bool known_at_root = false;
-  std::int64_t bytes_per_s = 0;  // as planned, on each edge; 0: the topology's unit says nothing of time
+  std::int64_t bytes_per_s = 0;  // as planned, on each edge; 0: nothing is known of it
   bool operator==(const TreeProgram&) const = default;
 };
 

@@ -265,8 +265,10 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   };
   communicate.degrade = [raw = parts.get()](const collectives::RankEdge& edge, std::int64_t rate) { raw->degrade(edge, rate); };
   communicate.neighbours = neighbours_of(parts->topology, kept.name, names);
-  communicate.hang_up = [transport = std::weak_ptr(parts->transport)] {
-    if (const auto alive = transport.lock()) alive->hang_up();
+  communicate.hang_up = [transport = std::weak_ptr(parts->transport)](const std::optional<actors::Peer>& peer) {
+    const auto alive = transport.lock();
+    if (alive && peer) alive->hang_up(*peer);
+    if (alive && !peer) alive->hang_up();
   };
   parts->communicator = actors::spawn_communicator(*parts->system, std::move(communicate), parts->transport);
   return std::unique_ptr<Communicator>(new Communicator(std::move(parts)));

@@ -45,7 +45,8 @@ struct Transport::Io {
   std::mutex mutex;
   std::vector<Outgoing> queue;  // guarded by mutex
   bool stop = false;            // guarded by mutex
-  bool close_dialled = false;   // guarded by mutex
+  bool close_all = false;       // guarded by mutex
+  std::vector<actors::Peer> close_peers;  // guarded by mutex
   std::thread thread;
 
   ~Io() {
@@ -146,17 +147,18 @@ struct Transport::Io {
     std::uint64_t rings = 0;
     [[maybe_unused]] const auto drained = ::read(wake, &rings, sizeof rings);
     std::vector<Outgoing> batch;
-    bool close = false, over = false;
+    bool all = false, over = false;
+    std::vector<actors::Peer> some;
     {
       const std::lock_guard lock(mutex);
       over = stop;
       batch.swap(queue);
-      close = std::exchange(close_dialled, false);
+      all = std::exchange(close_all, false);
+      some.swap(close_peers);
     }
-    if (close) {  // the queued frames after it dial again
-      dialled.clear();
-      changed = true;
-    }
+    if (all) dialled.clear();
+    for (const auto& peer : some) dialled.erase(peer);
+    changed = changed || all || !some.empty();
     for (auto& outgoing : batch) send_now(outgoing);
     return !over;
   }
@@ -317,7 +319,15 @@ void Transport::close() { io_->close(); }
 void Transport::hang_up() {
   {
     const std::lock_guard lock(io_->mutex);
-    io_->close_dialled = true;
+    io_->close_all = true;
+  }
+  io_->ring();
+}
+
+void Transport::hang_up(const actors::Peer& peer) {
+  {
+    const std::lock_guard lock(io_->mutex);
+    io_->close_peers.push_back(peer);
   }
   io_->ring();
 }

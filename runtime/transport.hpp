@@ -49,7 +49,9 @@ class Transport final : public actors::FramePort {
   void send(const actors::Peer& to, actors::DataMessage message) override;
   // Stops the thread and lets go of everything that waits; afterwards nothing is delivered and nothing sent. Idempotent.
   void close();
-  // Closes every connection that this node made, and forgets what waits in them; the next frame dials again.
+  // Closes the connections that this node made to a peer over the addresses that are given, or every one, and forgets what
+  // waits in them; the next frame dials again.
+  void hang_up(const actors::Peer& peer);
   void hang_up();
   const TransportCounts& counts() const;
 

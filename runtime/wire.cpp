@@ -187,6 +187,10 @@ struct Writer {
     pk.pack_array(2);
     run(m.run);
   }
+  void pack_note(const OfferWanted& m) {
+    pk.pack_array(1);
+    pk.pack(m.call);
+  }
   void pack_note(const LinkPing& m) { pack_edges(pk, {m.link}); }
   void pack_note(const LinkPong& m) { pack_edges(pk, {m.link}); }
   void pack_note(const CallOver& m) {
@@ -467,6 +471,7 @@ void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
     case 6: m.note = CallOver{f.uint<std::uint64_t>()}; return;
     case 7: m.note = LinkPing{one_edge(f.rest())}; return;
     case 8: m.note = LinkPong{one_edge(f.rest())}; return;
+    case 9: m.note = OfferWanted{f.uint<std::uint64_t>()}; return;
     default: throw Malformed{};
   }
 }
