@@ -1,6 +1,8 @@
 // coppice bench collective: the launching side starts one process a host, each of which runs the same load; the first
 // rank's document is the result.
 #include <fstream>
+#include <optional>
+#include <set>
 #include <thread>
 
 #include "apps/collective_bench.hpp"
@@ -12,6 +14,7 @@ namespace coppice::apps {
 namespace {
 
 constexpr const char* kMark = "collective-result ";  // before the document in a rank's log
+constexpr auto kNotice = std::chrono::seconds{15};   // for the others, once a rank has failed
 
 struct Options {
   std::string cluster, operation = "allreduce", element = "float32", reduction = "sum", planner = "exact", root, as, logs;
@@ -76,6 +79,15 @@ runtime::Expected<nlohmann::json> result_in(const std::filesystem::path& log) {
   return result;
 }
 
+// The first rank that ended, and what the others made of it, each different word once.
+std::string in_words(const std::vector<runtime::Exit>& failures) {
+  std::string text = "rank " + failures.front().name + ": " + failures.front().reason;
+  std::set<std::string> said{failures.front().reason};
+  for (const auto& failure : failures)
+    if (said.insert(failure.reason).second) text += "; rank " + failure.name + ": " + failure.reason;
+  return text;
+}
+
 runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings& settings) {
   const std::filesystem::path logs = options.logs.empty() ? options.cluster + ".logs" : options.logs;
   std::error_code fault;
@@ -104,14 +116,20 @@ runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings
     if (!argv) return tl::unexpected(argv.error());
     if (auto started = launcher.start(host.name, *argv); !started) return tl::unexpected(started.error());
   }
+  std::vector<runtime::Exit> failures;
+  std::optional<std::chrono::steady_clock::time_point> until;  // the others notice by themselves, and say what they saw
   for (std::size_t left = settings.cluster.hosts.size(); left > 0;) {
     if (interrupted) return runtime::failed("interrupted");
-    for (const auto& exit : launcher.reap()) {
-      if (exit.status != 0) return runtime::failed("rank " + exit.name + ": " + exit.reason);
+    for (auto& exit : launcher.reap()) {
       --left;
+      if (exit.status == 0) continue;
+      failures.push_back(std::move(exit));
+      if (!until) until = std::chrono::steady_clock::now() + kNotice;
     }
+    if (until && std::chrono::steady_clock::now() > *until) break;
     std::this_thread::sleep_for(std::chrono::milliseconds{10});
   }
+  if (!failures.empty()) return runtime::failed(in_words(failures));
   return result_in(logs / (first + ".log"));
 }
 

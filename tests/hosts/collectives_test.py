@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Collectives on shaped links: collectives_test.py COPPICE [UNITTEST'S OPTIONS]
+
+Real processes in network namespaces. Nothing here depends on how fast this machine is: contents are checked, bytes are
+counted where they leave, and no run may be faster than its links. Without root or namespaces it says so and is skipped.
+"""
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from fractions import Fraction
+from typing import Any, Callable
+
+sys.dont_write_bytecode = True
+import netlab
+from topology import LabError, load_topology
+
+HERE = pathlib.Path(__file__).resolve().parent
+COPPICE = sys.argv.pop(1)
+SCALE = Fraction(1, 4)  # so slow that two cores are no bottleneck
+
+
+def refusal() -> str:
+    """Why no lab can be here, or nothing."""
+    try:
+        with netlab.running(load_topology(HERE / "topologies/hetero4.json").renamed("cprobe"), netlab.Settings()):
+            return ""
+    except (LabError, OSError) as error:
+        return str(error)
+
+
+REFUSAL = refusal()
+
+
+class Bench:
+    """coppice bench collective, in the background, in a lab of its own."""
+
+    def __init__(self, lab: netlab.Lab, *flags: Any) -> None:
+        self.directory = tempfile.TemporaryDirectory(prefix="coppice-collectives-")
+        cluster = lab.write_cluster(pathlib.Path(self.directory.name))
+        subprocess.run([COPPICE, "keys", "--cluster", cluster], check=True, capture_output=True)
+        self.process = subprocess.Popen(
+            [COPPICE, "bench", "collective", "--cluster", cluster, "--json", *map(str, flags)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def finish(self, timeout_s: float = 150) -> tuple[int, dict[str, Any], str]:
+        out, error = self.process.communicate(timeout=timeout_s)
+        self.directory.cleanup()
+        return self.process.returncode, json.loads(out) if out else {}, error
+
+
+def sent_bytes(lab: netlab.Lab, host: str) -> dict[str, int]:
+    """By interface: what has left it, headers included."""
+    shown = subprocess.run(["ip", "-n", lab.namespace(host), "-s", "-j", "link"], check=True, capture_output=True, text=True)
+    return {link["ifname"]: link["stats64"]["tx"]["bytes"] for link in json.loads(shown.stdout)}
+
+
+@unittest.skipIf(REFUSAL, f"no network lab here: {REFUSAL}")
+class OnShapedLinks(unittest.TestCase):
+    def lab(self, name: str) -> Any:
+        topology = load_topology(HERE / f"topologies/{name}.json").scaled(SCALE).renamed(f"c{name}")
+        return netlab.running(topology, netlab.Settings(route="widest"), force=True)
+
+    def test_contents_are_right_and_no_run_beats_its_links(self) -> None:
+        for name in ("hetero4", "frag6", "two_racks"):
+            for operation in ("broadcast", "allreduce"):
+                with self.subTest(topology=name, op=operation), self.lab(name) as lab:
+                    code, result, error = Bench(lab, "--op", operation, "--bytes", "8M", "--repeat", 2).finish()
+                    self.assertEqual(code, 0, error)
+                    self.assertTrue(result["verified"])
+                    print(f"{name} {operation}: {result['fraction_of_bound']:.3f} of the bound", file=sys.stderr)
+                    self.assertLess(result["fraction_of_bound"], 1.05)
+
+    def test_chunks_travel_on_the_links_of_the_plan(self) -> None:
+        with self.lab("hetero4") as lab:
+            plan = json.loads(subprocess.run(
+                [COPPICE, "plan", "--topology", HERE / "topologies/hetero4.json", "--op", "broadcast", "--root", "h0", "--json"],
+                check=True, capture_output=True, text=True).stdout)
+            size = 8 << 20
+            before = {host: sent_bytes(lab, host) for host in lab.hosts}
+            code, result, error = Bench(lab, "--op", "broadcast", "--bytes", size, "--repeat", 1, "--warm-up", 0).finish()
+            self.assertEqual(code, 0, error)
+            self.assertEqual(result["attempts"], 1, "this machine is too busy: a link was taken for slow")
+            wanted: dict[tuple[str, str], Fraction] = {}
+            for tree in plan["trees"]:
+                share = Fraction(tree["rate"]) / Fraction(plan["rate"]) * size
+                for edge in tree["edges"]:
+                    key = (edge["from"], edge["to"])
+                    wanted[key] = wanted.get(key, Fraction(0)) + share
+            for link in lab.current.links:
+                for end in (0, 1):
+                    host, peer = link.ends[end], link.ends[1 - end]
+                    interface = lab.layout.port(link, end).interface
+                    left = sent_bytes(lab, host)[interface] - before[host][interface]
+                    share = float(wanted.get((host, peer), 0))
+                    # Headers, acknowledgements and a retransmission or two; a chunk on a wrong link would be far more.
+                    self.assertLess(abs(left - share), 0.12 * share + 0.05 * size, f"{host} to {peer}")
+
+    def changed_half_way(self, name: str, change: Callable[[netlab.Lab], None], *flags: Any) -> tuple[int, dict[str, Any], str]:
+        with self.lab(name) as lab:
+            bench = Bench(lab, "--repeat", 1, "--warm-up", 0, *flags)
+            watched = lab.hosts[0]
+            start = sum(sent_bytes(lab, watched).values())
+            deadline = time.monotonic() + 60
+            # Under way once the first host has sent some megabytes, however long the start took.
+            while sum(sent_bytes(lab, watched).values()) - start < 4 << 20 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            worker = threading.Thread(target=change, args=(lab,))
+            worker.start()
+            finished = bench.finish()
+            worker.join()
+            return finished
+
+    def test_a_link_that_falls_to_a_tenth_is_planned_around(self) -> None:
+        code, result, error = self.changed_half_way(
+            "hetero4", lambda lab: lab.degrade("h0-h1", Fraction(10)), "--op", "allreduce", "--bytes", "48M", "--element", "int64")
+        self.assertEqual(code, 0, error)
+        self.assertTrue(result["verified"])
+        self.assertGreater(result["attempts"], 1)
+
+    def test_a_link_that_is_cut_is_planned_around(self) -> None:
+        for operation in ("allreduce", "reduce"):
+            with self.subTest(op=operation):
+                code, result, error = self.changed_half_way(
+                    "hetero4", lambda lab: lab.cut("h0-h1", "blackhole"), "--op", operation, "--root", "h2", "--bytes", "48M")
+                self.assertEqual(code, 0, error)
+                self.assertTrue(result["verified"])
+                self.assertGreater(result["attempts"], 1)
+
+    def test_a_rank_that_is_killed_is_named_by_every_survivor(self) -> None:
+        def kill(_: netlab.Lab) -> None:
+            subprocess.run(["pkill", "-KILL", "-f", "--", "bench collective .*--as h2$"], check=True)
+        code, _, error = self.changed_half_way("hetero4", kill, "--op", "allreduce", "--bytes", "48M")
+        self.assertEqual(code, 1)
+        self.assertIn("killed by SIGKILL", error)
+        self.assertIn("rank 2 (h2) is gone", error)
+        self.assertEqual(error.count("; rank "), 1, f"survivors say different things: {error}")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
