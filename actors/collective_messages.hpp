@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "actors/communicator.hpp"
 
@@ -13,13 +14,14 @@ class RelayProgress {
  public:
   struct Look {
     std::int64_t steps = 0;
+    std::optional<Instant> flowing;  // since when frames have come
     std::int64_t known = 0;  // chunks of which the result is in place
     int waits_for = -1;      // rank
     std::vector<CollectiveRelayState::Traffic> traffic;
   };
-  void update(const CollectiveRelayState& relay) {
+  void update(const CollectiveRelayState& relay, Instant now) {
     const std::lock_guard lock(mutex_);
-    ++now_.steps;
+    if (++now_.steps == 2) now_.flowing = now;  // the first is the beginning
     now_.known = relay.known();
     now_.waits_for = relay.waits_for().value_or(-1);
     now_.traffic = relay.traffic();

@@ -29,7 +29,7 @@ void carry_out(caf::event_based_actor* self, State& state, CollectiveRelayState:
     else
       state.port->send(to, CollectiveAck{o.run, o.tree, out.way, index, static_cast<std::uint64_t>(out.arrived)});
   }
-  o.progress->update(state.relay);
+  o.progress->update(state.relay, self->clock().now());
   if (!state.relay.done()) return;
   self->send(state.communicator, RelayDone{o.run, o.tree});
   self->quit();

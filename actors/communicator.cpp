@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "actors/collective_messages.hpp"
 #include "actors/type_ids.hpp"
+#include "collectives/chunk_tuner.hpp"
 
 namespace coppice::actors {
 namespace {
@@ -41,6 +43,11 @@ struct Call {
   LinkWatch watch;
   int asked = 1;  // for an offer, or once more
   bool relay_lost = false, leased = false;
+  bool settled = false;  // its program is that of all calls of the kind to come
+  bool tried = false;    // rank 0: its number of chunks is on trial
+  // Links on which frames of an earlier attempt were on their way: they may hold the caller's buffer for ever.
+  std::vector<collectives::RankEdge> stale;
+  Instant closed;
   bool passes_on = false;  // the call is over here; its relays only help others
   std::optional<Instant> troubled;
   std::optional<std::string> fault;
@@ -83,6 +90,7 @@ struct State {
   std::map<std::uint64_t, std::int64_t> paused_early;  // so too: the attempt that was paused
   std::map<LinkKey, Instant> answered;  // when a link's other end last answered over it
   std::map<std::uint32_t, std::set<std::uint64_t>> seen;  // notes that were passed on, by origin
+  std::map<CallKind, collectives::ChunkTuner> tuners;  // rank 0
   std::map<std::uint64_t, Offered> offered;
   std::map<std::uint64_t, Replan> replans;
   std::vector<Past> past;  // the oldest first
@@ -160,12 +168,29 @@ void let_go(Self* self, State& state, std::uint64_t id, Call& call) {
   }
   call.relays.clear();
   call.stage = Stage::closing;
+  call.closed = self->clock().now();
   call.start.buffer.lease.reset();
 }
+
+// Rank 0: what a call teaches about the number of chunks. From the first frame on: who calls late says nothing of that.
+void learn(State& state, const Call& call, Instant now) {
+  const auto tuner = state.tuners.find(call.start.kind);
+  if (tuner == state.tuners.end() || call.fault || call.attempt > 0 || !call.tried) return;
+  std::optional<Instant> flowing;
+  for (const auto& progress : call.progress) {
+    if (!progress) continue;
+    const auto since = progress->look().flowing;
+    if (since && (!flowing || *since < *flowing)) flowing = since;
+  }
+  if (flowing) tuner->second.observe(std::chrono::duration<double>(now - *flowing).count());
+}
+
+bool tunes(const State& state, const CallKind& kind) { return kind.bytes >= state.options.tune_from; }
 
 void complete_if_over(Self* self, State& state, std::uint64_t id) {
   auto& call = state.calls.at(id);
   if (call.leased || (!call.fault && call.stage != Stage::closing)) return;
+  if (state.plans()) learn(state, call, self->clock().now());
   auto done = std::move(call.start.done);
   CallResult result = CallReport{};
   if (call.fault) {
@@ -174,6 +199,7 @@ void complete_if_over(Self* self, State& state, std::uint64_t id) {
     result->trees = call.program->trees.size();
     result->chunks = collectives::chunks_of(*call.program);
     result->attempts = static_cast<int>(call.attempt) + 1;
+    result->settled = call.settled;
     result->took = self->clock().now() - call.begun;
   }
   state.calls.erase(id);
@@ -209,6 +235,7 @@ void tick_on(Self* self, State& state) {
 }
 
 void part_is_done(Self* self, State& state, std::uint64_t id, Call& call);
+std::map<LinkKey, LinkSample> samples_of(const State& state, const Call& call);
 
 void run(Self* self, State& state, std::uint64_t id, std::uint32_t attempt, Program program) {
   auto& call = state.calls.at(id);
@@ -358,7 +385,16 @@ tl::expected<Program, std::string> asked_for(State& state, const CallKind& kind,
   std::erase_if(state.past, [&](const Past& past) { return past.until <= id; });
   for (const Past& past : state.past)
     if (const auto known = past.settled.find(kind); known != past.settled.end()) return known->second;
-  return state.options.plan(kind, 0);
+  if (!tunes(state, kind)) return state.options.plan(kind, 0);
+  auto tuner = state.tuners.find(kind);
+  if (tuner == state.tuners.end()) {
+    const auto model = state.options.plan(kind, 0);
+    if (!model) return model;
+    if (state.tuners.size() >= kSettledMax) state.tuners.clear();
+    tuner = state.tuners.emplace(kind, collectives::ChunkTuner(collectives::chunks_of(*model))).first;
+  }
+  state.calls.at(id).tried = !tuner->second.settled();
+  return state.options.plan(kind, tuner->second.chunks());
 }
 
 void on_call(Self* self, State& state, StartCall start) {
@@ -380,9 +416,11 @@ void on_call(Self* self, State& state, StartCall start) {
       call.fault = program.error();  // nothing has begun: later calls may go on
       return complete_if_over(self, state, id);
     }
+    call.settled = known != state.settled.end();
     remember(state, id, kind, *program, 0);
     if (known == state.settled.end()) {
-      const bool settle = state.settled.size() < kSettledMax && state.past.empty();
+      const bool settle = state.settled.size() < kSettledMax && state.past.empty() && !call.tried;
+      call.settled = settle;
       tell(state, -1, ProgramOffer{{id, 0}, settle, *program}, false);
       if (settle) state.settled.emplace(kind, *program);
     }
@@ -402,8 +440,10 @@ void on_call(Self* self, State& state, StartCall start) {
     state.offers.erase(offer);
     return on_offer(self, state, std::move(own));
   }
-  if (const auto known = state.settled.find(kind); known != state.settled.end() && call.paused_attempt < 0)
+  if (const auto known = state.settled.find(kind); known != state.settled.end() && call.paused_attempt < 0) {
+    call.settled = true;
     run(self, state, id, 0, known->second);
+  }
 }
 
 void on_offer(Self* self, State& state, ProgramOffer offer) {
@@ -426,6 +466,7 @@ void on_offer(Self* self, State& state, ProgramOffer offer) {
   auto& call = found->second;
   const bool newer = !call.program || offer.run.attempt > call.attempt;
   if (call.fault || call.stage == Stage::closing || !newer || static_cast<std::int64_t>(offer.run.attempt) <= call.paused_attempt) return;
+  call.settled = offer.settled;
   if (offer.settled) state.settled.insert_or_assign(call.start.kind, offer.program);
   run(self, state, id, offer.run.attempt, std::move(offer.program));
 }
@@ -469,6 +510,8 @@ void on_pause(Self* self, State& state, const RunId& run_id) {
   call.moved = self->clock().now();
   if (call.stage == Stage::running) {
     call.stage = Stage::pausing;
+    for (const auto& [key, sample] : samples_of(state, call))
+      if (sample.sent_bytes > sample.arrived_bytes) call.stale.push_back(sample.link);
     for (const auto& [tree, relay] : call.relays) {
       state.options.router->remove({run_id.call, call.attempt}, tree);
       self->send_exit(relay, caf::exit_reason::user_shutdown);
@@ -545,21 +588,25 @@ std::map<LinkKey, LinkSample> samples_of(const State& state, const Call& call) {
   return links;
 }
 
-// What waits on a link that is at fault is let go, and so every run that has something there must take other ways.
-void give_up_link(Self* self, State& state, const LinkFinding& found) {
-  if (state.options.hang_up)
-    state.options.hang_up(Peer{state.name(found.link.to), "", found.link.from_address, found.link.to_address});
-  const std::string what = "the link from " + state.name(found.link.from) + " to " + state.name(found.link.to) +
-                           (found.bytes_per_s > 0 ? " carries " + std::to_string(found.bytes_per_s) + " bytes a second" : " is dead");
+// What waits on a link is let go, and so every run that has something there must take other trees. bytes_per_s: what the
+// link is found to carry; none: nothing is said against the link itself.
+void let_go_of_link(Self* self, State& state, const collectives::RankEdge& link, std::optional<std::int64_t> bytes_per_s) {
+  if (state.options.hang_up) state.options.hang_up(Peer{state.name(link.to), "", link.from_address, link.to_address});
   std::vector<RunId> touched;
   for (const auto& [id, call] : state.calls) {
     if (call.stage != Stage::running) continue;
     const auto samples = samples_of(state, call);
-    const auto own = samples.find(key_of(found.link));
+    const auto own = samples.find(key_of(link));
     if (own != samples.end() && own->second.sent_bytes > own->second.arrived_bytes) touched.push_back({id, call.attempt});
   }
-  for (const auto& run_id : touched)
-    report(self, state, {run_id, found.link, static_cast<std::uint64_t>(found.bytes_per_s), what});
+  const std::string which = "the link from " + state.name(link.from) + " to " + state.name(link.to);
+  for (const auto& run_id : touched) {
+    if (!bytes_per_s)
+      report(self, state, {run_id, {}, 0, "what waited on " + which + " was let go"});
+    else
+      report(self, state, {run_id, link, static_cast<std::uint64_t>(*bytes_per_s),
+                           which + (*bytes_per_s > 0 ? " carries " + std::to_string(*bytes_per_s) + " bytes a second" : " is dead")});
+  }
 }
 
 void look_at_links(Self* self, State& state, Call& call, Instant now) {
@@ -567,7 +614,7 @@ void look_at_links(Self* self, State& state, Call& call, Instant now) {
   for (auto& [key, sample] : samples_of(state, call)) samples.push_back(sample);
   const auto verdicts = call.watch.look(now, samples);
   for (const auto& link : verdicts.ask) tell_over(state, link, LinkPing{link});
-  for (const auto& found : verdicts.findings) give_up_link(self, state, found);
+  for (const auto& found : verdicts.findings) let_go_of_link(self, state, found.link, found.bytes_per_s);
 }
 
 std::string standstill(const State& state, std::uint64_t id, const Call& call) {
@@ -590,6 +637,7 @@ void on_tick(Self* self, State& state) {
   const Instant now = self->clock().now();
   std::vector<std::pair<std::uint64_t, std::string>> failed;
   std::vector<std::uint64_t> running;
+  std::vector<collectives::RankEdge> stale;
   for (auto& [id, call] : state.calls) {
     std::int64_t steps = 0;
     for (const auto& progress : call.progress)
@@ -598,6 +646,8 @@ void on_tick(Self* self, State& state) {
       call.steps = steps;
       call.moved = now;
     }
+    if (call.stage == Stage::closing && call.leased && now - call.closed > kAskAgain)
+      for (auto& link : std::exchange(call.stale, {})) stale.push_back(std::move(link));
     if (call.fault || call.stage == Stage::closing) continue;
     if (call.stage == Stage::waiting && !state.plans() && now - call.moved > kAskAgain * call.asked) {
       ++call.asked;
@@ -611,6 +661,7 @@ void on_tick(Self* self, State& state) {
   }
   for (const auto id : running)  // what one look does may end a call
     if (const auto call = state.calls.find(id); call != state.calls.end()) look_at_links(self, state, call->second, now);
+  for (const auto& link : stale) let_go_of_link(self, state, link, std::nullopt);
   for (const auto& [id, why] : failed) fail_everywhere(self, state, id, why);
   watch_replans(self, state, now);
   if (!state.calls.empty() || !state.replans.empty()) tick_on(self, state);

@@ -45,6 +45,7 @@ struct CallKind {
 struct CallReport {
   std::size_t trees = 0;
   std::int64_t chunks = 0;  // of the tree that has most
+  bool settled = true;      // calls of the kind are cut into so many chunks from now on
   int attempts = 1;         // one more for each time that trees were planned anew
   Duration took{};          // at this rank
 };
@@ -98,6 +99,8 @@ struct CommunicatorOptions {
                                                                 const std::vector<collectives::RankProgress>&)> resume;
   // From now on a link carries so little; 0: nothing.
   std::function<void(const collectives::RankEdge& link, std::int64_t bytes_per_s)> degrade;
+  // Calls of at least so many bytes try which number of chunks is fastest, until that is settled. INT64_MAX: none does.
+  std::int64_t tune_from = std::int64_t{1} << 20;
   Duration patience = std::chrono::minutes{5};   // a call that stands still for so long has failed
   Duration gone_after = std::chrono::seconds{2}; // a rank that does not answer for so long is gone
   LinkWatchOptions watch;

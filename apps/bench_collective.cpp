@@ -21,6 +21,7 @@ struct Options {
   std::vector<std::string> bytes{"64M"};
   int repeat = 5, warm_up = 1, patience_s = 60;
   std::int64_t chunks = 0;
+  bool no_tune = false;
 };
 
 struct Settings {
@@ -60,7 +61,7 @@ runtime::Expected<Settings> settings_of(const Options& options) {
 }
 
 runtime::Expected<void> run_rank(const Options& options, const Settings& settings) {
-  auto group = runtime::Communicator::join({settings.cluster, options.as, settings.planner, options.chunks,
+  auto group = runtime::Communicator::join({settings.cluster, options.as, settings.planner, options.chunks, !options.no_tune,
                                             std::chrono::milliseconds(options.patience_s * 1'000)});
   if (!group) return tl::unexpected(group.error());
   const auto runs = run_collective(**group, settings.cluster, settings.load);
@@ -103,6 +104,7 @@ runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings
                                    "--repeat", std::to_string(options.repeat), "--warm-up", std::to_string(options.warm_up),
                                    "--chunks", std::to_string(options.chunks),
                                    "--patience-s", std::to_string(options.patience_s)};
+  if (options.no_tune) command.push_back("--no-tune");
   if (!options.root.empty()) command.insert(command.end(), {"--root", options.root});
   command.push_back("--bytes");
   command.insert(command.end(), options.bytes.begin(), options.bytes.end());
@@ -159,12 +161,13 @@ void add_bench_collective(CLI::App& bench, Shell& shell) {
   command->add_option("--op", options->operation, "broadcast, reduce, allreduce, allgather, reduce_scatter, gather or scatter")->capture_default_str();
   command->add_option("--bytes", options->bytes, "of the whole buffer: 4K, 64M; several: one after another")->capture_default_str();
   command->add_option("--repeat", options->repeat, "measured repetitions of each size")->check(CLI::Range(1, 1'000'000))->capture_default_str();
-  command->add_option("--warm-up", options->warm_up, "repetitions before them")->check(CLI::Range(0, 1'000'000))->capture_default_str();
+  command->add_option("--warm-up", options->warm_up, "repetitions before them, at least; 0: none")->check(CLI::Range(0, 1'000'000))->capture_default_str();
   command->add_option("--element", options->element, "float32, float16, bfloat16, int32, int64 or bytes")->capture_default_str();
   command->add_option("--reduction", options->reduction, "sum, min, max or avg")->capture_default_str();
   command->add_option("--root", options->root, "the host that sends or collects; the first by default");
   command->add_option("--planner", options->planner, "exact, mwu, rs_ag, rings or best_ring, over the same transport")->capture_default_str();
   command->add_option("--chunks", options->chunks, "that a tree's share is cut into; 0: as a model says")->check(CLI::Range(0, 1'000'000))->capture_default_str();
+  command->add_flag("--no-tune", options->no_tune, "as the model says, without trying; otherwise warming up lasts until it is settled");
   command->add_option("--patience-s", options->patience_s, "how long a call may stand still")->check(CLI::Range(1, 3'600))->capture_default_str();
   command->add_option("--logs", options->logs, "where each rank's output goes (default: CLUSTER.logs)");
   command->add_option("--as", options->as, "be the rank of this host; without it, all are launched");

@@ -127,9 +127,10 @@ class Rank {
     std::vector<std::int64_t> shared{std::chrono::duration_cast<std::chrono::nanoseconds>(took).count()};
     if (const auto slowest = group_.allreduce(std::span(shared), Reduction::max).wait(); !slowest) return tl::unexpected(slowest.error());
     measured.seconds = static_cast<double>(shared[0]) * 1e-9;
-    shared[0] = contents_.wrong(root_, out_first_ / size, out, static_cast<std::size_t>(bytes));
+    shared = {contents_.wrong(root_, out_first_ / size, out, static_cast<std::size_t>(bytes)), done->settled ? 0 : 1};
     if (const auto counted = group_.allreduce(std::span(shared), Reduction::sum).wait(); !counted) return tl::unexpected(counted.error());
     measured.wrong = shared[0];
+    measured.report.settled = shared[1] == 0;  // all ranks must agree on when warming up is over
     return measured;
   }
 
@@ -183,6 +184,8 @@ class Rank {
   std::size_t in_first_ = 0, out_first_ = 0;  // bytes
 };
 
+constexpr int kWarmUpMax = 20;  // calls, for links so uneven that nothing settles
+
 // What nccl-tests multiplies by to compare operations with one another.
 double bus_factor(Operation operation, int ranks) {
   const double n = ranks;
@@ -211,20 +214,26 @@ Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runt
 
   Rank rank(group, load, root);
   auto runs = nlohmann::json::array();
-  Progress bar("repetitions", static_cast<std::int64_t>(load.bytes.size()) * (load.repeat + load.warm_up));
+  const auto total = static_cast<std::int64_t>(load.bytes.size()) * (load.repeat + load.warm_up);
+  Progress bar("repetitions", total);
   std::int64_t done = 0;
   for (const auto bytes : load.bytes) {
     std::vector<double> seconds;
     std::int64_t wrong = 0;
     actors::CallReport report;
-    for (int i = 0; i < load.warm_up + load.repeat; ++i) {
+    int warm = 0;
+    for (bool settled = false; std::ssize(seconds) < load.repeat;) {
       const auto once = rank.once(bytes);
       if (!once) return tl::unexpected(once.error());
       wrong += once->wrong;
       report = once->report;
-      if (i >= load.warm_up) seconds.push_back(once->seconds);
-      bar.at(++done);
+      if (settled || load.warm_up == 0)
+        seconds.push_back(once->seconds);
+      else
+        settled = ++warm >= load.warm_up && (report.settled || warm >= kWarmUpMax);
+      bar.at(std::min(++done, total));
     }
+    done = std::min(done, total);
     const double middle = median(seconds);
     const double algorithm = static_cast<double>(bytes) / middle / (unit ? unit->get_d() : 1.0);
     nlohmann::json run{{"op", name(load.operation)},

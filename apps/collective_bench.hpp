@@ -17,7 +17,7 @@ struct CollectiveLoad {
   std::string root;                 // host; empty: the first
   std::vector<std::int64_t> bytes;  // of whole buffers, one after another
   int repeat = 5;
-  int warm_up = 1;
+  int warm_up = 1;   // at least, and until the number of chunks is settled
 };
 
 // One rank's part: every rank of the group runs it with the same load. Each repetition begins with new contents and a

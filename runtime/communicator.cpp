@@ -259,6 +259,7 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   communicate.names = names;
   communicate.router = parts->router;
   communicate.patience = kept.patience;
+  if (!kept.tune || kept.chunks > 0) communicate.tune_from = INT64_MAX;
   communicate.plan = [raw = parts.get()](const CallKind& kind, std::int64_t chunks) { return raw->program(kind, chunks); };
   communicate.resume = [raw = parts.get()](const CallKind& kind, const collectives::Program& program, const auto& progress) {
     return raw->resume(kind, program, progress);

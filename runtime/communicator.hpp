@@ -68,7 +68,8 @@ struct CommunicatorOptions {
   Cluster cluster;
   std::string name;  // of the host that this process is
   collectives::Planner planner = collectives::Planner::exact;  // others are there to be compared with
-  std::int64_t chunks = 0;                                     // that a tree's share is cut into; 0: as a model says
+  std::int64_t chunks = 0;  // that a tree's share is cut into; 0: as a model says
+  bool tune = true;         // large calls of a kind try which number is fastest, with the first few, where chunks is 0
   // A call that stands still for so long has failed, though every rank that it began with is there.
   std::chrono::milliseconds patience{300'000};
 };

@@ -69,7 +69,7 @@ class OnShapedLinks(unittest.TestCase):
         for name in ("hetero4", "frag6", "two_racks"):
             for operation in ("broadcast", "allreduce"):
                 with self.subTest(topology=name, op=operation), self.lab(name) as lab:
-                    code, result, error = Bench(lab, "--op", operation, "--bytes", "8M", "--repeat", 2).finish()
+                    code, result, error = Bench(lab, "--op", operation, "--bytes", "8M", "--repeat", 2, "--no-tune").finish()
                     self.assertEqual(code, 0, error)
                     self.assertTrue(result["verified"])
                     print(f"{name} {operation}: {result['fraction_of_bound']:.3f} of the bound", file=sys.stderr)
@@ -102,7 +102,7 @@ class OnShapedLinks(unittest.TestCase):
 
     def changed_half_way(self, name: str, change: Callable[[netlab.Lab], None], *flags: Any) -> tuple[int, dict[str, Any], str]:
         with self.lab(name) as lab:
-            bench = Bench(lab, "--repeat", 1, "--warm-up", 0, *flags)
+            bench = Bench(lab, "--repeat", 1, "--warm-up", 0, "--no-tune", *flags)
             watched = lab.hosts[0]
             start = sum(sent_bytes(lab, watched).values())
             deadline = time.monotonic() + 60

@@ -75,6 +75,9 @@ struct Trace {
                    [&](const StatusRequest& m) { add(m.tag); },
                    [&](const FaultRequest& m) { add(m.spec); },
                    [&](const TextReply& m) { add(m.text), add(m.error); },
+                   [](const CollectiveChunk&) {},  // no collectives in a simulated cluster
+                   [](const CollectiveAck&) {},
+                   [](const GroupNote&) {},
                },
                message);
   }

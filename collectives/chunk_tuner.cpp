@@ -1,0 +1,44 @@
+#include "collectives/chunk_tuner.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace coppice::collectives {
+
+ChunkTuner::ChunkTuner(std::int64_t model, ChunkTunerOptions options) : options_(options) {
+  const double wanted = static_cast<double>(std::max<std::int64_t>(model, 1)) * options.smaller_at_first;
+  chunk_ = 1 / std::min(wanted, static_cast<double>(options.chunks_max));
+}
+
+std::int64_t ChunkTuner::chunks() const {
+  return std::clamp<std::int64_t>(std::llround(1 / chunk_), 1, options_.chunks_max);
+}
+
+void ChunkTuner::observe(double seconds) {
+  if (settled()) return;
+  ++calls_;
+  const bool better = best_seconds_ == 0 || seconds < best_seconds_ * (1 - options_.faster_by);
+  if (better) {
+    best_chunk_ = chunk_;
+    best_seconds_ = seconds;
+  }
+  if (calls_ >= options_.calls_max || (!better && phase_ == Phase::shrinking)) {
+    chunk_ = best_chunk_;
+    phase_ = Phase::settled;
+    return;
+  }
+  if (phase_ == Phase::growing && better && chunks() > 1) {
+    chunk_ = std::min(2 * chunk_, 1.0);
+    return;
+  }
+  if (phase_ == Phase::growing) {
+    phase_ = Phase::shrinking;
+    step_ = best_chunk_ / 4;
+  }
+  chunk_ = best_chunk_ - step_;
+  if (chunk_ > step_ / 2) return;
+  chunk_ = best_chunk_;  // the step has eaten it up
+  phase_ = Phase::settled;
+}
+
+}  // namespace coppice::collectives

@@ -1,0 +1,79 @@
+#include "actors/link_watch.hpp"
+
+#include <gtest/gtest.h>
+
+using namespace coppice::actors;
+using namespace std::chrono_literals;
+
+namespace {
+
+// One link of 1 MB/s, looked at ten times a second.
+class Watched {
+ public:
+  LinkVerdicts look(std::int64_t sent, std::int64_t arrived) {
+    now_ += 100ms;
+    const LinkSample sample{{0, 1, "10.0.0.1", "10.0.0.2"}, sent, arrived, 1'000'000, 10'000, answered_};
+    return watch_.look(now_, std::span(&sample, 1));
+  }
+  void answer() { answered_ = now_; }
+
+ private:
+  LinkWatch watch_;
+  Instant now_{1h}, answered_{};
+};
+
+TEST(LinkWatch, ALinkThatIsAsFastAsPlannedIsLeftAlone) {
+  Watched link;
+  for (int i = 1; i < 100; ++i) EXPECT_TRUE(link.look(i * 100'000 + 50'000, i * 95'000).findings.empty()) << i;
+}
+
+TEST(LinkWatch, OneThatIsAlwaysBusyAndTooSlowIsToldOnceWithItsRate) {
+  Watched link;
+  std::vector<LinkFinding> found;
+  for (int i = 1; i < 60; ++i)
+    for (const auto& finding : link.look(i * 10'000 + 60'000, i * 10'000).findings) found.push_back(finding);
+  ASSERT_EQ(found.size(), 1U);
+  EXPECT_NEAR(static_cast<double>(found[0].bytes_per_s), 100'000, 1'000);
+  EXPECT_EQ(found[0].link.to, 1);
+}
+
+TEST(LinkWatch, OneThatWaitsForDataIsNotBlamed) {
+  Watched link;
+  for (int i = 1; i < 100; ++i) {
+    const bool idle = i % 5 == 0;  // now and then everything has arrived
+    EXPECT_TRUE(link.look(i * 10'000, i * 10'000 - (idle ? 0 : 5'000)).findings.empty()) << i;
+  }
+}
+
+TEST(LinkWatch, OneThatIsSilentIsAskedAndThenDead) {
+  Watched link;
+  int asked = 0, looks = 0;
+  for (; looks < 100; ++looks) {
+    const auto verdicts = link.look(60'000, 0);
+    asked += verdicts.ask.empty() ? 0 : 1;
+    if (verdicts.findings.empty()) continue;
+    EXPECT_EQ(verdicts.findings[0].bytes_per_s, 0);
+    break;
+  }
+  EXPECT_GT(asked, 5);
+  EXPECT_NEAR(looks, 15, 2);
+}
+
+TEST(LinkWatch, OneWhoseOtherEndAnswersIsWaitedForHoweverLong) {
+  Watched link;
+  for (int i = 0; i < 1'000; ++i) {
+    const auto verdicts = link.look(60'000, 0);
+    EXPECT_TRUE(verdicts.findings.empty());
+    if (!verdicts.ask.empty()) link.answer();
+  }
+}
+
+TEST(LinkWatch, ALinkThatBreaksAfterLongServiceIsNoticedAsFastAsAnyOther) {
+  Watched link;
+  for (int i = 1; i <= 100; ++i) link.look(i * 100'000 + 60'000, i * 100'000);
+  int looks = 0;
+  while (link.look(10'060'000, 10'000'000).findings.empty() && looks < 100) ++looks;
+  EXPECT_LT(looks, 25);
+}
+
+}  // namespace
