@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 
 #include "collectives/plan.hpp"
@@ -87,6 +88,8 @@ TreeProgram tree_program(const Plan& plan, const Tree& tree, const Translator& t
 using Stretches = std::vector<Stretch>;
 
 constexpr int kWhole = -1;  // the part of operations that have none
+
+constexpr double kAsSoon = 1.1;  // one tree may take so much longer than all of them
 
 // The rank whose part of the buffer a tree carries.
 int part_of(Operation operation, const TreeProgram& tree) {
@@ -180,17 +183,30 @@ Expected<Program> make_program(const Plan& plan, const Topology& topology, const
                      std::string(name(options.element)) +
                      (has_parts(plan.operation) ? " a rank, of " + std::to_string(ranks) + " ranks" : ""));
   Program program{plan.operation, options.element, options.reduction, static_cast<int>(ranks), options.bytes, {}};
-  std::int64_t chunks = options.chunks;
-  if (chunks <= 0) {
-    const auto unit = unit_bytes_per_s(topology.unit);
-    const Schedule model = schedule(
-        plan, {.bytes = options.bytes, .latency_s = options.latency_s, .unit_bytes_per_s = unit ? unit->get_d() : 1e9});
-    for (const TreeSchedule& tree : model.trees) chunks = std::max(chunks, tree.chunking.count);
+  const auto unit = unit_bytes_per_s(topology.unit);
+  const ScheduleOptions timing{.bytes = options.bytes, .latency_s = options.latency_s, .unit_bytes_per_s = unit ? unit->get_d() : 1e9};
+  Schedule model = schedule(plan, timing);
+  Plan own = plan;
+  // A small buffer is done as soon over one tree, and a chunk of it costs as much as a chunk of a large one.
+  if (!has_parts(plan.operation) && options.chunks <= 0) {
+    std::optional<Schedule> best;
+    for (const Tree& tree : plan.trees) {
+      Plan single = plan;
+      single.trees = {tree};
+      Schedule alone = schedule(single, timing);
+      if (alone.seconds > kAsSoon * model.seconds || (best && alone.seconds >= best->seconds)) continue;
+      best = std::move(alone);
+      own = std::move(single);
+    }
+    if (best) model = std::move(*best);
   }
+  std::int64_t chunks = options.chunks;
+  if (chunks <= 0)
+    for (const TreeSchedule& tree : model.trees) chunks = std::max(chunks, tree.chunking.count);
   std::map<int, Stretches> work;
   if (!has_parts(plan.operation)) work[kWhole] = {{0, options.bytes}};
   for (int rank = 0; has_parts(plan.operation) && rank < program.ranks; ++rank) work[rank] = {part_of(program, rank)};
-  add_trees(program, plan, topology, work, chunks, false);
+  add_trees(program, own, topology, work, chunks, false);
   return program;
 }
 

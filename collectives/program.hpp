@@ -73,6 +73,7 @@ struct ProgramOptions {
   double latency_s = 300e-6;  // of one chunk on one hop, for that model
 };
 
+// A buffer so small that one tree is done with it as soon as all of them goes over that one, unless chunks are given.
 // Errors: malformed: the buffer is no whole number of elements, or of elements a rank where each has its part.
 // REQUIRES: the plan is of this topology and verified.
 Expected<Program> make_program(const Plan& plan, const Topology& topology, const ProgramOptions& options);

@@ -226,7 +226,8 @@ void attach_supervisor(const caf::actor& membership, const caf::actor& superviso
 
 Expected<void> publish_membership(caf::actor_system&, const caf::actor& membership, const Host& gateway) {
   const auto port = static_cast<std::uint16_t>(gateway.port + 1);
-  const auto published = caf::openssl::publish(membership, port, gateway.address.c_str(), false);
+  // With reuse: a gateway that was stopped leaves connections that time out for a minute, and must start again at once.
+  const auto published = caf::openssl::publish(membership, port, gateway.address.c_str(), true);
   if (!published)
     return failed("cannot listen for control on " + gateway.address + ":" + std::to_string(port) +
                   " (the gateway's port + 1): it is in use or not an address of this machine; give " + gateway.name +

@@ -33,6 +33,16 @@ TEST(Program, SharesAreWholeElementsInProportionToRatesAndCoverTheBufferOnce) {
   EXPECT_EQ(total, 4'000'004);
 }
 
+TEST(Program, ASmallBufferTakesOneTreeAndALargeOneAll) {
+  Topology box = dgx_1v();
+  box.unit = "Gbit/s";
+  EXPECT_EQ(program_of(box, Operation::allreduce, 4'096).trees.size(), 1U);
+  EXPECT_EQ(program_of(box, Operation::broadcast, 4'096).trees.size(), 1U);
+  const auto all = make_plan(box, {.operation = Operation::allreduce})->trees.size();
+  EXPECT_EQ(program_of(box, Operation::allreduce, 64 << 20).trees.size(), all);
+  EXPECT_EQ(program_of(box, Operation::allreduce, 4'096, 3).trees.size(), all) << "chunks are asked for";
+}
+
 TEST(Program, EdgesBearTheAddressesOfTheirLinksBothWays) {
   Topology pair = single_switch({"a", "b"});
   pair.nodes.pop_back();
