@@ -6,8 +6,7 @@ namespace coppice::actors {
 namespace {
 
 using collectives::RankEdge;
-
-RankEdge reversed(const RankEdge& edge) { return {edge.to, edge.from, edge.to_address, edge.from_address}; }
+using collectives::reversed;
 
 }  // namespace
 

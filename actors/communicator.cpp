@@ -20,6 +20,7 @@ constexpr std::size_t kSettledMax = 1'024;
 constexpr std::size_t kHistory = 64;     // calls whose program rank 0 remembers after they are over here
 constexpr std::size_t kNotesSeen = 4'096;  // of each origin, to tell copies
 constexpr int kAttemptsMax = 32;
+constexpr int kAttemptsForSlowness = 6;  // what is slow for ever is better gone on with
 
 enum class Stage : std::uint8_t {
   waiting,    // for a program
@@ -316,7 +317,7 @@ void on_trouble(Self* self, State& state, const TroubleReport& report) {
   if (!state.plans() || state.broken || offered == state.offered.end() || offered->second.attempt != report.run.attempt) return;
   if (report.link.from >= 0 && state.options.degrade)
     state.options.degrade(report.link, static_cast<std::int64_t>(report.bytes_per_s));
-  if (state.replans.contains(id)) return;
+  if (state.replans.contains(id) || (report.bytes_per_s > 0 && report.run.attempt >= kAttemptsForSlowness)) return;
   if (report.run.attempt + 1 >= kAttemptsMax)
     return fail_everywhere(self, state, id, "call " + std::to_string(id) + " broke off too often: " + report.what);
   const Instant now = self->clock().now();
@@ -523,7 +524,8 @@ void on_pause(Self* self, State& state, const RunId& run_id) {
 
 void report(Self* self, State& state, TroubleReport trouble) {
   auto& call = state.calls.at(trouble.run.call);
-  if (!call.troubled) call.troubled = self->clock().now();
+  const bool slow = trouble.bytes_per_s > 0;  // and goes on: rank 0 may leave it at that
+  if (!call.troubled && !slow) call.troubled = self->clock().now();
   if (state.plans()) return on_trouble(self, state, trouble);
   tell(state, 0, std::move(trouble), true);
 }
@@ -686,7 +688,7 @@ void on_note(Self* self, State& state, const std::string& from, GroupNote& note)
     return;
   }
   if (const auto* ping = std::get_if<LinkPing>(&note.note); ping && ping->link.from == origin && ping->link.to == me)
-    return tell_over(state, {me, origin, ping->link.to_address, ping->link.from_address}, LinkPong{ping->link});
+    return tell_over(state, collectives::reversed(ping->link), LinkPong{ping->link});
   if (const auto* pong = std::get_if<LinkPong>(&note.note); pong && pong->link.to == origin) {
     state.answered[key_of(pong->link)] = self->clock().now();
     return;

@@ -32,7 +32,7 @@ LinkVerdicts LinkWatch::look(Instant now, std::span<const LinkSample> samples) {
     const auto planned = static_cast<double>(sample.planned_bytes_per_s);
     // A large chunk on a slow link takes its time: what is on its way may take twice as long as planned.
     const double patience =
-        std::max(seconds(options_.dead_after), planned > 0 ? 2 * static_cast<double>(on_its_way) / planned : 0.0);
+        std::max(seconds(sample.link.switched ? options_.dead_after_switched : options_.dead_after), planned > 0 ? 2 * static_cast<double>(on_its_way) / planned : 0.0);
     const double silent = seconds(now - std::max(seen.moved, sample.answered));
     if (silent >= patience) {
       seen.told = true;
@@ -40,12 +40,13 @@ LinkVerdicts LinkWatch::look(Instant now, std::span<const LinkSample> samples) {
       continue;
     }
     if (silent >= patience / 4) out.ask.push_back(sample.link);
-    const double over = std::max(seconds(options_.judged_over),
+    const auto judged_over = sample.link.switched ? options_.judged_over_switched : options_.judged_over;
+    const double over = std::max(seconds(judged_over),
                                  planned > 0 ? options_.chunks_min * static_cast<double>(sample.chunk_bytes) / planned : 0.0);
     const double busy = seconds(now - seen.since);
     if (planned <= 0 || busy < over) continue;
     const double rate = static_cast<double>(sample.arrived_bytes - seen.at_since) / busy;
-    if (rate < options_.slow_below * planned && rate > 0) {
+    if (rate < (sample.link.switched ? options_.slow_below_switched : options_.slow_below) * planned && rate > 0) {
       seen.told = true;
       out.findings.push_back({sample.link, std::max<std::int64_t>(static_cast<std::int64_t>(rate), 1)});
     }

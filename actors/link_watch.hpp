@@ -20,6 +20,10 @@ struct LinkWatchOptions {
   Duration judged_over = std::chrono::milliseconds{1'000};
   double slow_below = 0.7;  // of what was planned
   int chunks_min = 8;       // that a verdict of slowness rests on
+  // Behind switches packets meet others', are lost, and TCP backs off for a while: that is no failing link.
+  Duration dead_after_switched = std::chrono::seconds{6};
+  Duration judged_over_switched = std::chrono::seconds{4};
+  double slow_below_switched = 0.3;
 };
 
 struct LinkSample {

@@ -32,9 +32,9 @@ class Translator {
     RankEdge out{rank(tree_edge.from), rank(tree_edge.to)};
     out.from_address = address(path[0], path[1], path[0]);
     out.to_address = address(path[path.size() - 2], path.back(), path.back());
+    out.switched = path.size() > 2;
     return out;
   }
-  static RankEdge reversed(const RankEdge& edge) { return {edge.to, edge.from, edge.to_address, edge.from_address}; }
 
  private:
   // Of the first link that carries from -> to, its end at `node`.
@@ -51,7 +51,7 @@ class Translator {
 
 std::vector<RankEdge> backwards(std::vector<RankEdge> edges) {
   std::ranges::reverse(edges);
-  for (RankEdge& edge : edges) edge = Translator::reversed(edge);
+  for (RankEdge& edge : edges) edge = reversed(edge);
   return edges;
 }
 
@@ -173,6 +173,10 @@ bool is_tree(const std::vector<RankEdge>& edges, int root, int ranks, bool towar
 }
 
 }  // namespace
+
+RankEdge reversed(const RankEdge& edge) {
+  return {edge.to, edge.from, edge.to_address, edge.from_address, edge.switched};
+}
 
 Expected<Program> make_program(const Plan& plan, const Topology& topology, const ProgramOptions& options) {
   const auto granule = static_cast<std::int64_t>(size_of(options.element));

@@ -35,8 +35,11 @@ struct RankEdge {
   // The ends of the links that the edge leaves and enters by; empty: any address of the host.
   std::string from_address = {};
   std::string to_address = {};
+  bool switched = false;  // there are switches between the two, and others' traffic with them
   bool operator==(const RankEdge&) const = default;
 };
+
+RankEdge reversed(const RankEdge& edge);
 
 // One tree at work. Data goes up where `up` has edges and what arrives is combined on the way; then down.
 struct TreeProgram {

@@ -206,11 +206,12 @@ struct Writer {
 void pack_edges(Packer& pk, const std::vector<collectives::RankEdge>& edges) {
   pk.pack_array(static_cast<std::uint32_t>(edges.size()));
   for (const auto& edge : edges) {
-    pk.pack_array(4);
+    pk.pack_array(5);
     pk.pack(edge.from);
     pk.pack(edge.to);
     pk.pack(edge.from_address);
     pk.pack(edge.to_address);
+    pk.pack(edge.switched);
   }
 }
 
@@ -384,6 +385,7 @@ std::vector<collectives::RankEdge> rank_edges(std::span<const msgpack::object> e
     edge.to = fields.int32();
     edge.from_address = fields.text();
     edge.to_address = fields.text();
+    edge.switched = fields.boolean();
     fields.end();
     edges.push_back(std::move(edge));
   }

@@ -12,10 +12,11 @@ class Watched {
  public:
   LinkVerdicts look(std::int64_t sent, std::int64_t arrived) {
     now_ += 100ms;
-    const LinkSample sample{{0, 1, "10.0.0.1", "10.0.0.2"}, sent, arrived, 1'000'000, 10'000, answered_};
+    const LinkSample sample{{0, 1, "10.0.0.1", "10.0.0.2", switched}, sent, arrived, 1'000'000, 10'000, answered_};
     return watch_.look(now_, std::span(&sample, 1));
   }
   void answer() { answered_ = now_; }
+  bool switched = false;
 
  private:
   LinkWatch watch_;
@@ -35,6 +36,18 @@ TEST(LinkWatch, OneThatIsAlwaysBusyAndTooSlowIsToldOnceWithItsRate) {
   ASSERT_EQ(found.size(), 1U);
   EXPECT_NEAR(static_cast<double>(found[0].bytes_per_s), 100'000, 1'000);
   EXPECT_EQ(found[0].link.to, 1);
+}
+
+TEST(LinkWatch, BehindSwitchesItTakesLongerAndMustBeWorse) {
+  for (const std::int64_t rate : {50'000, 10'000}) {  // a half and a tenth of what was planned, a look
+    Watched link;
+    link.switched = true;
+    int found_at = 0;
+    for (int i = 1; i < 100 && found_at == 0; ++i)
+      if (!link.look(i * rate + 60'000, i * rate).findings.empty()) found_at = i;
+    EXPECT_EQ(found_at > 0, rate == 10'000);
+    EXPECT_TRUE(found_at == 0 || found_at >= 40);
+  }
 }
 
 TEST(LinkWatch, OneThatWaitsForDataIsNotBlamed) {
