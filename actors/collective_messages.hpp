@@ -48,6 +48,7 @@ caf::actor spawn_collective_relay(caf::actor_system& system, CollectiveRelayOpti
                                   std::shared_ptr<FramePort> port, const caf::actor& communicator);
 
 struct BeginRelay {};
+struct RemindRelay {};  // communicator -> relay: say again what you have
 struct RelayDone {  // relay -> communicator
   RunId run;
   std::uint32_t tree = 0;

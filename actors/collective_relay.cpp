@@ -21,6 +21,8 @@ int rank_of(const State& state, const std::string& name) {
 
 void carry_out(caf::event_based_actor* self, State& state, CollectiveRelayState::Step step) {
   const auto& o = state.options;
+  // Before anything is sent: what is let go of with a link must have been counted as on its way.
+  o.progress->update(state.relay, self->clock().now());
   for (auto& out : step) {
     const Peer to{o.names[static_cast<std::size_t>(out.edge.to)], "", out.edge.from_address, out.edge.to_address};
     const auto index = static_cast<std::uint64_t>(out.index);
@@ -29,7 +31,6 @@ void carry_out(caf::event_based_actor* self, State& state, CollectiveRelayState:
     else
       state.port->send(to, CollectiveAck{o.run, o.tree, out.way, index, static_cast<std::uint64_t>(out.arrived)});
   }
-  o.progress->update(state.relay, self->clock().now());
   if (!state.relay.done()) return;
   self->send(state.communicator, RelayDone{o.run, o.tree});
   self->quit();
@@ -37,6 +38,12 @@ void carry_out(caf::event_based_actor* self, State& state, CollectiveRelayState:
 
 caf::behavior behave(caf::event_based_actor* self, const std::shared_ptr<State>& state) {
   return {
+      [=](const RemindRelay&) {
+        for (auto& out : state->relay.reminders())
+          state->port->send(Peer{state->options.names[static_cast<std::size_t>(out.edge.to)], "", out.edge.from_address, out.edge.to_address},
+                            CollectiveAck{state->options.run, state->options.tree, out.way, static_cast<std::uint64_t>(out.index),
+                                          static_cast<std::uint64_t>(out.arrived)});
+      },
       [=](const BeginRelay&) { carry_out(self, *state, state->relay.begin()); },
       [=](Delivery& delivery) {
         const int from = rank_of(*state, delivery.from.name);

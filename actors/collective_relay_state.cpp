@@ -185,6 +185,14 @@ CollectiveRelayState::Step CollectiveRelayState::on_ack(int from, Way way, std::
   return step;
 }
 
+CollectiveRelayState::Step CollectiveRelayState::reminders() const {
+  Step step;
+  for (const Source& child : up_from_)
+    if (child.received > 0) step.push_back({child.back, Way::up, combined_, {}, child.received});
+  if (down_from_ && known_ > 0) step.push_back({down_from_->back, Way::down, keeps() ? known_ : held_from_, {}, known_});
+  return step;
+}
+
 std::vector<CollectiveRelayState::Traffic> CollectiveRelayState::traffic() const {
   std::vector<Traffic> out;
   const auto add = [&](const Neighbour& to) {

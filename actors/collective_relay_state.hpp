@@ -61,6 +61,9 @@ class CollectiveRelayState {
   Step on_chunk(int from, Way way, std::int64_t index, SharedBytes bytes);
   Step on_ack(int from, Way way, std::int64_t consumed, std::int64_t arrived);
 
+  // Once more what was acknowledged last, in case that was lost: repeating it does no harm.
+  Step reminders() const;
+
   // What has gone out on an edge: more sent than arrived is on its way.
   struct Traffic {
     collectives::RankEdge edge;

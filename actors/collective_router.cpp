@@ -15,6 +15,13 @@ struct CollectiveRouter::Impl {
 
 namespace {
 
+// Calls that are over here come back when others take new trees: this rank may have to pass their chunks on.
+constexpr std::uint64_t kComeBack = 64;
+
+bool is_past(const RunId& run, std::uint64_t oldest) {
+  return run.call < oldest && (run.attempt == 0 || run.call + kComeBack < oldest);
+}
+
 std::size_t size_of(const Delivery& delivery) {
   const auto* chunk = std::get_if<CollectiveChunk>(&delivery.message);
   return sizeof(Delivery) + (chunk ? chunk->bytes.size : 0);
@@ -52,7 +59,7 @@ void CollectiveRouter::pass(const Key& key, Delivery delivery) {
     return;
   }
   const std::size_t size = size_of(delivery);
-  if (key.first.call < impl_->oldest || impl_->early_bytes + size > bytes_max_) return;
+  if (is_past(key.first, impl_->oldest) || impl_->early_bytes + size > bytes_max_) return;
   impl_->early_bytes += size;
   impl_->early[key].push_back(std::move(delivery));
 }
@@ -83,9 +90,13 @@ bool CollectiveRouter::heard_from(const std::string& name) const {
 void CollectiveRouter::forget_below(std::uint64_t call) {
   const std::lock_guard lock(impl_->mutex);
   impl_->oldest = std::max(impl_->oldest, call);
-  while (!impl_->early.empty() && impl_->early.begin()->first.first.call < impl_->oldest) {
-    for (const auto& delivery : impl_->early.begin()->second) impl_->early_bytes -= size_of(delivery);
-    impl_->early.erase(impl_->early.begin());
+  for (auto key = impl_->early.begin(); key != impl_->early.end() && key->first.first.call < impl_->oldest;) {
+    if (!is_past(key->first.first, impl_->oldest)) {
+      ++key;
+      continue;
+    }
+    for (const auto& delivery : key->second) impl_->early_bytes -= size_of(delivery);
+    key = impl_->early.erase(key);
   }
 }
 

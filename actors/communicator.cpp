@@ -42,7 +42,7 @@ struct Call {
   std::map<std::uint32_t, caf::actor> relays;            // at work
   std::vector<std::shared_ptr<RelayProgress>> progress;  // by tree; none where this rank has no part
   LinkWatch watch;
-  int asked = 1;  // for an offer, or once more
+  int asked = 1;  // how often it has been said again what is waited for, and once more
   bool relay_lost = false, leased = false;
   bool settled = false;  // its program is that of all calls of the kind to come
   bool tried = false;    // rank 0: its number of chunks is on trial
@@ -93,6 +93,7 @@ struct State {
   std::map<std::uint32_t, std::set<std::uint64_t>> seen;  // notes that were passed on, by origin
   std::map<CallKind, collectives::ChunkTuner> tuners;  // rank 0
   std::map<std::uint64_t, Offered> offered;
+  std::map<std::uint64_t, std::set<int>> parts_early;  // done with calls that rank 0 has not made yet: kinds are settled
   std::map<std::uint64_t, Replan> replans;
   std::vector<Past> past;  // the oldest first
   std::optional<std::string> broken;  // why no further call can be
@@ -284,10 +285,15 @@ void close(Self* self, State& state, std::uint64_t id) {
 }
 
 void on_part_done(Self* self, State& state, int rank, const RunId& run_id) {
+  if (run_id.call >= state.next_call) {
+    if (state.parts_early.size() < kSettledMax) state.parts_early[run_id.call].insert(rank);
+    return;
+  }
   const auto offered = state.offered.find(run_id.call);
   if (offered == state.offered.end() || offered->second.attempt != run_id.attempt || state.replans.contains(run_id.call)) return;
   offered->second.parts_done.insert(rank);
   if (offered->second.parts_done.size() < state.options.names.size()) return;
+  if (!state.calls.contains(run_id.call)) return tell(state, rank, CallOver{run_id.call}, true);  // it was lost
   tell(state, -1, CallOver{run_id.call}, false);
   close(self, state, run_id.call);
 }
@@ -306,7 +312,12 @@ void on_pause(Self* self, State& state, const RunId& run_id);
 void on_offer(Self* self, State& state, ProgramOffer offer);
 
 void remember(State& state, std::uint64_t id, const CallKind& kind, const Program& program, std::uint32_t attempt) {
-  state.offered[id] = {kind, program, attempt, {}};
+  std::set<int> done;
+  if (const auto early = state.parts_early.find(id); early != state.parts_early.end()) {
+    if (attempt == 0) done = std::move(early->second);
+    state.parts_early.erase(early);
+  }
+  state.offered[id] = {kind, program, attempt, std::move(done)};
   while (state.offered.size() > kHistory && !state.calls.contains(state.offered.begin()->first))
     state.offered.erase(state.offered.begin());
 }
@@ -647,13 +658,17 @@ void on_tick(Self* self, State& state) {
     if (steps != call.steps) {
       call.steps = steps;
       call.moved = now;
+      call.asked = 1;
     }
     if (call.stage == Stage::closing && call.leased && now - call.closed > kAskAgain)
       for (auto& link : std::exchange(call.stale, {})) stale.push_back(std::move(link));
     if (call.fault || call.stage == Stage::closing) continue;
-    if (call.stage == Stage::waiting && !state.plans() && now - call.moved > kAskAgain * call.asked) {
+    // Notes and acknowledgements go with a link that is let go of: whoever waits says again what it waits with.
+    if (now - call.moved > kAskAgain * call.asked) {
       ++call.asked;
-      tell(state, 0, OfferWanted{id}, true);
+      if (!state.plans() && (call.stage == Stage::waiting || call.stage == Stage::paused)) tell(state, 0, OfferWanted{id}, true);
+      if (!state.plans() && call.stage == Stage::part_done) tell(state, 0, PartDone{{id, call.attempt}}, true);
+      for (const auto& [tree, relay] : call.relays) self->send(relay, RemindRelay{});
     }
     if (call.stage == Stage::running) running.push_back(id);
     if (now - call.moved > state.options.patience)
