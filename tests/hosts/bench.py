@@ -192,7 +192,7 @@ def main() -> int:
     parser.add_argument("topologies", nargs="*", default=[])
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--quick", action="store_true", help="three topologies, 16 MiB, no peers")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     known = [file.stem for file in sorted((HERE / "topologies").glob("*.json"))]
     names = options.topologies or (["hetero4", "frag6", "slowlink8"] if options.quick else known)
     for name in names:
