@@ -1,20 +1,11 @@
 // coppice bench collective: the launching side starts one process a host, each of which runs the same load; the first
 // rank's document is the result.
-#include <fstream>
-#include <optional>
-#include <set>
-#include <thread>
-
 #include "apps/collective_bench.hpp"
 #include "apps/command.hpp"
-#include "apps/session.hpp"
-#include "runtime/launcher.hpp"
+#include "apps/ranks.hpp"
 
 namespace coppice::apps {
 namespace {
-
-constexpr const char* kMark = "collective-result ";  // before the document in a rank's log
-constexpr auto kNotice = std::chrono::seconds{15};   // for the others, once a rank has failed
 
 struct Options {
   std::string cluster, operation = "allreduce", element = "float32", reduction = "sum", planner = "exact", root, as, logs;
@@ -66,73 +57,23 @@ runtime::Expected<void> run_rank(const Options& options, const Settings& setting
   if (!group) return tl::unexpected(group.error());
   const auto runs = run_collective(**group, settings.cluster, settings.load);
   if (!runs) return tl::unexpected(runs.error());
-  std::printf("%s%s\n", kMark, runs->dump().c_str());
-  std::fflush(stdout);
+  tell_result(*runs);
   return {};
 }
 
-runtime::Expected<nlohmann::json> result_in(const std::filesystem::path& log) {
-  std::ifstream in(log);
-  nlohmann::json result;
-  for (std::string line; std::getline(in, line);)
-    if (line.starts_with(kMark)) result = nlohmann::json::parse(line.substr(std::strlen(kMark)), nullptr, false);
-  if (!result.is_array()) return runtime::failed("no result in " + log.string());
-  return result;
-}
-
-// The first rank that ended, and what the others made of it, each different word once.
-std::string in_words(const std::vector<runtime::Exit>& failures) {
-  std::string text = "rank " + failures.front().name + ": " + failures.front().reason;
-  std::set<std::string> said{failures.front().reason};
-  for (const auto& failure : failures)
-    if (said.insert(failure.reason).second) text += "; rank " + failure.name + ": " + failure.reason;
-  return text;
-}
-
 runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings& settings) {
-  const std::filesystem::path logs = options.logs.empty() ? options.cluster + ".logs" : options.logs;
-  std::error_code fault;
-  std::filesystem::create_directories(logs, fault);
-  if (fault) return runtime::bad_input("cannot make " + logs.string() + ": " + fault.message());
-  const auto first = settings.cluster.hosts.front().name;
-  std::filesystem::remove(logs / (first + ".log"), fault);
-
-  std::vector<std::string> command{self_path(), "bench", "collective",
-                                   "--cluster", std::filesystem::absolute(options.cluster).string(),
-                                   "--op", options.operation, "--element", options.element,
-                                   "--reduction", options.reduction, "--planner", options.planner,
-                                   "--repeat", std::to_string(options.repeat), "--warm-up", std::to_string(options.warm_up),
-                                   "--chunks", std::to_string(options.chunks),
-                                   "--patience-s", std::to_string(options.patience_s)};
-  if (options.no_tune) command.push_back("--no-tune");
-  if (!options.root.empty()) command.insert(command.end(), {"--root", options.root});
-  command.push_back("--bytes");
-  command.insert(command.end(), options.bytes.begin(), options.bytes.end());
-
-  watch_signals();
-  runtime::Launcher launcher(logs, std::chrono::milliseconds{1'500});
-  for (const auto& host : settings.cluster.hosts) {
-    auto own = command;
-    own.insert(own.end(), {"--as", host.name});
-    const auto argv = runtime::launch_command(settings.cluster.launcher, host, own);
-    if (!argv) return tl::unexpected(argv.error());
-    if (auto started = launcher.start(host.name, *argv); !started) return tl::unexpected(started.error());
-  }
-  std::vector<runtime::Exit> failures;
-  std::optional<std::chrono::steady_clock::time_point> until;  // the others notice by themselves, and say what they saw
-  for (std::size_t left = settings.cluster.hosts.size(); left > 0;) {
-    if (interrupted) return runtime::failed("interrupted");
-    for (auto& exit : launcher.reap()) {
-      --left;
-      if (exit.status == 0) continue;
-      failures.push_back(std::move(exit));
-      if (!until) until = std::chrono::steady_clock::now() + kNotice;
-    }
-    if (until && std::chrono::steady_clock::now() > *until) break;
-    std::this_thread::sleep_for(std::chrono::milliseconds{10});
-  }
-  if (!failures.empty()) return runtime::failed(in_words(failures));
-  return result_in(logs / (first + ".log"));
+  std::vector<std::string> arguments{"bench", "collective",
+                                     "--cluster", std::filesystem::absolute(options.cluster).string(),
+                                     "--op", options.operation, "--element", options.element,
+                                     "--reduction", options.reduction, "--planner", options.planner,
+                                     "--repeat", std::to_string(options.repeat), "--warm-up", std::to_string(options.warm_up),
+                                     "--chunks", std::to_string(options.chunks),
+                                     "--patience-s", std::to_string(options.patience_s)};
+  if (options.no_tune) arguments.push_back("--no-tune");
+  if (!options.root.empty()) arguments.insert(arguments.end(), {"--root", options.root});
+  arguments.push_back("--bytes");
+  arguments.insert(arguments.end(), options.bytes.begin(), options.bytes.end());
+  return run_ranks(settings.cluster, arguments, {options.logs.empty() ? options.cluster + ".logs" : options.logs});
 }
 
 runtime::Expected<void> bench_collective(const Options& options, const Shell& shell) {

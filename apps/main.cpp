@@ -50,6 +50,7 @@ int main(int argc, char** argv) {
 
   apps::Shell shell;
   shell.program = argv[0];
+  shell.arguments.assign(argv + 1, argv + argc);
   CLI::App app{"Coppice: one trained classifier as small nets on many machines; any k of n answers are enough."};
   app.require_subcommand(1);
   app.set_version_flag("--version", COPPICE_VERSION);

@@ -1,4 +1,4 @@
-// coppice train: a net from its description and labelled images.
+// coppice train: a net from its description and labelled images, on this machine or on all hosts of a cluster.
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -13,11 +13,13 @@
 #include "apps/command.hpp"
 #include "apps/net_training.hpp"
 #include "apps/progress.hpp"
+#include "apps/ranks.hpp"
 #include "apps/session.hpp"
 #include "apps/table.hpp"
 #include "gpu/families.hpp"
 #include "gpu/trainer.hpp"
 #include "runtime/offline.hpp"
+#include "runtime/replicas.hpp"
 
 namespace coppice::apps {
 namespace {
@@ -31,6 +33,18 @@ struct Options {
   std::optional<float> mean, deviation;
   bool folded = false;
   gpu::TrainerOptions training;
+  // On a cluster:
+  std::string cluster, mode = "data-parallel", planner = "exact", bucket = "1M", logs, as;
+  int restarts = 3;
+};
+
+// Where this process trains: alone, or as a host of a cluster together with the others.
+struct Seat {
+  std::string device = "cpu";
+  std::unique_ptr<runtime::Communicator> group;
+  std::unique_ptr<gpu::ReplicaGroup> replicas;  // none: alone
+  bool leads() const { return !replicas || replicas->rank() == 0; }
+  int size() const { return replicas ? replicas->size() : 1; }
 };
 
 const std::map<std::string, gpu::Schedule::Kind> kSchedules{{"constant", gpu::Schedule::Kind::constant},
@@ -129,17 +143,19 @@ nlohmann::json percent(const std::optional<double>& accuracy) {
 // One training as the person sees it.
 class TrainingRun {
  public:
-  TrainingRun(const Options& options, const Parts& parts, gpu::Normalisation normalisation)
-      : options_(options.training), parts_(parts) {
+  TrainingRun(const Options& options, const Parts& parts, gpu::Normalisation normalisation, const Seat& seat)
+      : options_(options.training), parts_(parts), seat_(seat) {
     options_.normalisation = normalisation;
     options_.checkpoint = options.checkpoint;
     options_.stop = [] { return interrupted.load(); };
+    options_.replicas = seat.replicas.get();
+    if (!seat.leads()) return;  // all have the same net: one validates it
     options_.progress = [this](const gpu::TrainingProgress& progress) { show(progress); };
     options_.after_epoch = [this](const gpu::EpochReport& report) { return close(report); };
   }
 
   Expected<gpu::Trained> run(const gpu::Network& net) {
-    auto device = gpu::make_cpu_device({options_.threads});
+    auto device = gpu::make_device(seat_.device, {options_.threads});
     if (!device) return tl::unexpected(reported(device.error()));
     const gpu::LossFunction loss = [this](const gpu::TrainingBatch& batch, std::span<const float> scores,
                                           std::span<float> gradients) -> gpu::Expected<double> {
@@ -150,7 +166,9 @@ class TrainingRun {
     bar_.reset();
     if (trained) return *std::move(trained);
     if (fault_) return tl::unexpected(*fault_);
-    if (trained.error().code == gpu::ErrorCode::stopped) return runtime::failed(trained.error().what);
+    const auto code = trained.error().code;
+    if (code == gpu::ErrorCode::stopped || code == gpu::ErrorCode::replica_lost)
+      return runtime::failed(trained.error().what);
     return tl::unexpected(reported(trained.error()));
   }
 
@@ -182,6 +200,7 @@ class TrainingRun {
 
   gpu::TrainerOptions options_;
   const Parts& parts_;
+  const Seat& seat_;
   std::unique_ptr<Progress> bar_;
   std::optional<runtime::Error> fault_;
   nlohmann::json epochs_ = nlohmann::json::array();
@@ -202,33 +221,38 @@ struct Outcome {
   double seconds = 0;
 };
 
-void tell(const Options& options, const Parts& parts, const gpu::Normalisation& normalisation, const Outcome& outcome,
-          const TrainingRun& training, const Shell& shell) {
-  if (shell.json)
-    return shell.print({{"net", options.net},
-                        {"out", options.out},
-                        {"seed", options.training.seed},
-                        {"epochs", training.epochs()},
-                        {"accuracy", percent(outcome.accuracy)},
-                        {"trained_on", parts.items.size()},
-                        {"held_out", parts.held_out.count()},
-                        {"macs", gpu::multiply_adds(outcome.net)},
-                        {"parameters", gpu::parameters(outcome.net)},
-                        {"mean", normalisation.mean},
-                        {"std", normalisation.deviation},
-                        {"seconds", outcome.seconds},
-                        {"images_per_second", training.images_per_second()}});
-  const double nothing = std::numeric_limits<double>::quiet_NaN();
+nlohmann::json document_of(const Options& options, const Parts& parts, const gpu::Normalisation& normalisation,
+                           const Outcome& outcome, const TrainingRun& training) {
+  return {{"net", options.net},
+          {"out", options.out},
+          {"seed", options.training.seed},
+          {"epochs", training.epochs()},
+          {"accuracy", percent(outcome.accuracy)},
+          {"trained_on", parts.items.size()},
+          {"held_out", parts.held_out.count()},
+          {"macs", gpu::multiply_adds(outcome.net)},
+          {"parameters", gpu::parameters(outcome.net)},
+          {"mean", normalisation.mean},
+          {"std", normalisation.deviation},
+          {"seconds", outcome.seconds},
+          {"images_per_second", training.images_per_second()}};
+}
+
+void tell(const nlohmann::json& document, const Shell& shell) {
+  if (shell.json) return shell.print(document);
+  const auto& accuracy = document["accuracy"];
+  const auto whole = [&](const char* key) { return std::to_string(document[key].get<std::int64_t>()); };
   std::fputs(table({{"net", "accuracy %", "held out", "multiply-adds", "parameters", "seconds", "images/s"},
-                    {options.out, fixed(outcome.accuracy.value_or(nothing), 2), std::to_string(parts.held_out.count()),
-                     std::to_string(gpu::multiply_adds(outcome.net)), std::to_string(gpu::parameters(outcome.net)),
-                     fixed(outcome.seconds, 1), fixed(training.images_per_second(), 0)}})
+                    {document["out"], accuracy.is_null() ? "-" : fixed(accuracy.get<double>(), 2), whole("held_out"),
+                     whole("macs"), whole("parameters"), fixed(document["seconds"].get<double>(), 1),
+                     fixed(document["images_per_second"].get<double>(), 0)}})
                  .c_str(),
              stdout);
 }
 
-Expected<void> train(const Options& options, const Shell& shell) {
-  if (auto possible = check_out(options.out); !possible) return possible;
+Expected<nlohmann::json> train(const Options& options, const Seat& seat) {
+  if (seat.leads())
+    if (auto possible = check_out(options.out); !possible) return tl::unexpected(possible.error());
   const auto parts = parts_of(options);
   if (!parts) return tl::unexpected(parts.error());
   const auto net = net_of(options, parts->data.item, parts->classes);
@@ -236,12 +260,14 @@ Expected<void> train(const Options& options, const Shell& shell) {
   auto normalisation = rounded_normalisation(*parts);
   normalisation.mean = options.mean.value_or(normalisation.mean);
   normalisation.deviation = options.deviation.value_or(normalisation.deviation);
-  std::fprintf(stderr, "%s on %zu images, normalisation: mean %s, std %s\n", options.net.c_str(), parts->items.size(),
-               fixed(static_cast<double>(normalisation.mean), 4).c_str(),
+  const auto replicas = seat.replicas ? " by " + std::to_string(seat.size()) + " replicas" : std::string();
+  std::fprintf(stderr, "%s on %zu images%s, normalisation: mean %s, std %s\n", options.net.c_str(), parts->items.size(),
+               replicas.c_str(), fixed(static_cast<double>(normalisation.mean), 4).c_str(),
                fixed(static_cast<double>(normalisation.deviation), 4).c_str());
-  TrainingRun training(options, *parts, normalisation);
+  TrainingRun training(options, *parts, normalisation, seat);
   auto trained = training.run(*net);
   if (!trained) return tl::unexpected(trained.error());
+  if (!seat.leads()) return nlohmann::json();
   Outcome outcome{{}, std::move(trained->nets.front()), trained->seconds};
   const auto accuracy = validated(outcome.net, *parts, normalisation);
   if (!accuracy) return tl::unexpected(accuracy.error());
@@ -249,7 +275,77 @@ Expected<void> train(const Options& options, const Shell& shell) {
   if (options.folded) outcome.net = gpu::simplified(std::move(outcome.net));
   if (auto written = write_onnx(outcome.net, options.out); !written)
     return runtime::bad_input("--out: " + written.error().what);
-  tell(options, *parts, normalisation, outcome, training, shell);
+  return document_of(options, *parts, normalisation, outcome, training);
+}
+
+// ---- on a cluster --------------------------------------------------------------------------------------------------
+
+Expected<runtime::Cluster> cluster_of(const Options& options) {
+  auto cluster = runtime::load_cluster(options.cluster);
+  if (!cluster) return cluster;
+  const auto replicas = static_cast<int>(cluster->hosts.size());
+  if (options.training.batch % replicas == 0) return cluster;
+  const auto below = options.training.batch / replicas * replicas;
+  return runtime::bad_input("--batch " + std::to_string(options.training.batch) + ": " + options.cluster + " has " +
+                            std::to_string(replicas) + " hosts, which need equal parts of it; say " +
+                            std::to_string(below + replicas));
+}
+
+Expected<nlohmann::json> train_as_replica(Options options, const runtime::Cluster& cluster) {
+  const auto planner = collectives::planner_of(options.planner);
+  if (!planner)
+    return runtime::bad_input(
+        runtime::one_line("--planner " + options.planner + ": not known; there are exact, mwu, rs_ag, rings and best_ring"));
+  const auto bucket = byte_count("--bucket", options.bucket);
+  if (!bucket) return tl::unexpected(bucket.error());
+  options.training.bucket_bytes = *bucket;
+  const auto* host = cluster.find(options.as);
+  if (!host) return runtime::bad_input(runtime::one_line("--as " + options.as + ": " + options.cluster + " has no such host"));
+  Seat seat;
+  seat.device = host->device;
+  // Chunks are not tuned: sums are the same bits in every run only while the plan is the same.
+  auto group = runtime::Communicator::join({cluster, options.as, *planner, 0, false});
+  if (!group) return tl::unexpected(group.error());
+  seat.group = std::move(*group);
+  seat.replicas = runtime::replicas_over(*seat.group);
+  return train(options, seat);
+}
+
+// Starts a replica on every host; where one is lost, all begin again from the checkpoint.
+Expected<nlohmann::json> train_on_hosts(const Options& options, const runtime::Cluster& cluster, const Shell& shell) {
+  // A launcher may start them in another directory, without this process's environment.
+  auto arguments = shell.arguments;
+  const auto add_path = [&](const char* flag, const std::string& path) {
+    if (!path.empty()) arguments.insert(arguments.end(), {flag, std::filesystem::absolute(path).string()});
+  };
+  add_path("--cluster", options.cluster);
+  add_path("--out", options.out);
+  add_path("--checkpoint", options.checkpoint);
+  add_path("--data", options.data);
+  const RanksOptions ranks{options.logs.empty() ? options.cluster + ".logs" : options.logs, true};
+  for (int restarts = options.checkpoint.empty() ? 0 : options.restarts;; --restarts) {
+    auto result = run_ranks(cluster, arguments, ranks);
+    if (result || restarts <= 0 || interrupted || result.error().code == runtime::ErrorCode::bad_input) return result;
+    std::fprintf(stderr, "%s; going on from %s\n", result.error().what.c_str(), options.checkpoint.c_str());
+  }
+}
+
+Expected<void> run_train(const Options& options, const Shell& shell) {
+  if (options.cluster.empty()) {
+    const auto document = train(options, {});
+    if (!document) return tl::unexpected(document.error());
+    tell(*document, shell);
+    return {};
+  }
+  const auto cluster = cluster_of(options);
+  if (!cluster) return tl::unexpected(cluster.error());
+  const bool launches = options.as.empty();
+  const auto document = launches ? train_on_hosts(options, *cluster, shell) : train_as_replica(options, *cluster);
+  if (!document) return tl::unexpected(document.error());
+  if (launches)
+    tell(*document, shell);
+  else
+    tell_result(*document);
   return {};
 }
 
@@ -282,6 +378,24 @@ void add_options_of_the_step(CLI::App& command, Options& options) {
   command.add_flag("--flip", training.augmentation.flip, "mirror half of the images");
 }
 
+void add_options_of_a_cluster(CLI::App& command, Options& options) {
+  command
+      .add_option("--cluster", options.cluster,
+                  "train on its hosts together; the first one validates, and writes the net and the checkpoint")
+      ->take_last();
+  command.add_option("--mode", options.mode, "how: data-parallel shares out every batch")
+      ->check(CLI::IsMember({"data-parallel"}))
+      ->capture_default_str();
+  command.add_option("--planner", options.planner, "of the trees that gradients take: exact, mwu, rs_ag, rings or best_ring")
+      ->capture_default_str();
+  command.add_option("--bucket", options.bucket, "gradients that travel together, in bytes: 256K, 1M")->capture_default_str();
+  command.add_option("--restarts", options.restarts, "from the checkpoint, when a replica is lost")
+      ->check(CLI::Range(0, 1'000))
+      ->capture_default_str();
+  command.add_option("--logs", options.logs, "where each replica's output goes (default: CLUSTER.logs)");
+  command.add_option("--as", options.as, "be the replica of this host; without it, all are launched");
+}
+
 }  // namespace
 
 void add_train(CLI::App& app, Shell& shell) {
@@ -296,16 +410,17 @@ void add_train(CLI::App& app, Shell& shell) {
       [options, &shell] {
         options->training.schedule.kind = kSchedules.at(options->schedule);
         options->training.schedule.milestones = {0.5F, 0.75F};
-        return train(*options, shell);
+        return run_train(*options, shell);
       });
   command->add_option("--net", options->net, "vgg:WIDTHS, or a family: resnet-20, mobilenet-v2, shufflenet-v2, …")
       ->required();
   command->add_option("--width", options->width, "of a family: scales the channels")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command->add_option("--out", options->out, "the trained net (ONNX)")->required();
+  command->add_option("--out", options->out, "the trained net (ONNX)")->required()->take_last();
   command->add_option("--data", options->data, "directory of a data set (see coppice data)")
       ->envname("COPPICE_DATA")
+      ->take_last()
       ->capture_default_str();
   command->add_option("--held-out", options->held_out, "so many of the last training images are for validation")
       ->check(CLI::NonNegativeNumber)
@@ -317,13 +432,15 @@ void add_train(CLI::App& app, Shell& shell) {
   command->add_option("--threads", training.threads)->check(CLI::Range(1, 1'024))->capture_default_str();
   add_options_of_the_step(*command, *options);
   command->add_option("--checkpoint", options->checkpoint,
-                      "kept up to date; where it is there, training goes on from it");
+                      "kept up to date; where it is there, training goes on from it")
+      ->take_last();
   command->add_option("--checkpoint-every", training.checkpoint_every_seconds, "seconds; 0: after every step")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->add_option("--mean", options->mean, "pixels are (value / 255 - mean) / std; both are measured by default");
   command->add_option("--std", options->deviation)->check(CLI::PositiveNumber);
   command->add_flag("--folded", options->folded, "write batch norms folded into their convolutions");
+  add_options_of_a_cluster(*command, *options);
 }
 
 }  // namespace coppice::apps

@@ -14,13 +14,7 @@ ELEMENTS = ["float32", "float16", "bfloat16", "int32", "int64", "bytes"]
 
 def main():
     with tempfile.TemporaryDirectory(prefix="coppice-e2e-") as directory:
-        file = pathlib.Path(directory) / "cluster.toml"
-        port = lab.free_ports(5)  # the gateway keeps the second for its control
-        hosts = "".join(f'[[host]]\nname = "h{i}"\naddress = "127.0.0.1"\nport = {port + i + (i > 0)}\n' + ('roles = ["gateway"]\n' if i == 0 else "")
-                        for i in range(4))
-        file.write_text('name = "e2e"\nkeys = "keys"\n[code]\nscheme = "control"\nworkers = 3\nneeded = 1\n' + hosts)
-        made = lab.run("keys", "--cluster", file)
-        assert made.returncode == 0, made.stderr
+        file, port = lab.rank_cluster(pathlib.Path(directory), 4)
 
         def bench(*flags):
             done = lab.run("bench", "collective", "--cluster", file, "--json", "--repeat", 2, *flags)
