@@ -23,35 +23,40 @@ GradientBuckets::GradientBuckets(const Network& net, std::int64_t bucket_bytes) 
     if (count * static_cast<std::int64_t>(sizeof(float)) >= bucket_bytes) close();
   }
   close();
+  means_.back().push_back(0);
 }
 
 Expected<void> GradientBuckets::begin_from(std::int64_t first, const TrainableNet& net, ReplicaGroup& group) {
   for (; begun_ < ranges_.size() && ranges_[begun_].first >= first; ++begun_) {
     auto& mean = means_[begun_];
-    if (auto read = net.read_shared(ranges_[begun_].first, mean); !read) return read;
+    const auto count = static_cast<std::size_t>(ranges_[begun_].count);
+    if (auto read = net.read_shared(ranges_[begun_].first, std::span(mean).first(count)); !read) return read;
     group.average(mean);
   }
   return {};
 }
 
-Expected<void> GradientBuckets::backward(TrainableNet& net, std::span<const float> score_gradients,
+Expected<void> GradientBuckets::backward(TrainableNet& net, std::span<const float> score_gradients, double loss,
                                          ReplicaGroup& group) {
   begun_ = 0;
+  means_.back().back() = static_cast<float>(loss);
   Expected<void> begun;
   const auto done = net.backward(score_gradients, [&](std::int64_t first) {
     if (begun) begun = begin_from(first, net, group);
   });
-  if (!done) return done;
-  return begun ? begin_from(0, net, group) : begun;
+  if (done && begun) begun = begin_from(0, net, group);
+  if (done && begun) return {};
+  static_cast<void>(group.finish());  // what has begun still reads the buckets
+  return done ? begun : done;
 }
 
-Expected<double> GradientBuckets::finish(TrainableNet& net, double loss, ReplicaGroup& group) {
-  loss_ = static_cast<float>(loss);
-  group.average({&loss_, 1});
+Expected<double> GradientBuckets::finish(TrainableNet& net, ReplicaGroup& group) {
   if (auto done = group.finish(); !done) return unexpected(done.error());
-  for (std::size_t i = 0; i < ranges_.size(); ++i)
-    if (auto written = net.write_shared(ranges_[i].first, means_[i]); !written) return unexpected(written.error());
-  return static_cast<double>(loss_);
+  for (std::size_t i = 0; i < ranges_.size(); ++i) {
+    const auto mean = std::span(means_[i]).first(static_cast<std::size_t>(ranges_[i].count));
+    if (auto written = net.write_shared(ranges_[i].first, mean); !written) return unexpected(written.error());
+  }
+  return static_cast<double>(means_.back().back());
 }
 
 }  // namespace coppice::gpu

@@ -31,7 +31,7 @@ class ReplicaGroup {
 // net alone, whatever device it trains on.
 class GradientBuckets {
  public:
-  // bucket_bytes: a bucket ends with the node that fills it. REQUIRES: bucket_bytes >= 1.
+  // bucket_bytes: a bucket ends with the node that fills it. REQUIRES: bucket_bytes >= 1; the net has parameters.
   GradientBuckets(const Network& net, std::int64_t bucket_bytes);
 
   struct Range {
@@ -39,19 +39,18 @@ class GradientBuckets {
   };
   const std::vector<Range>& ranges() const { return ranges_; }
 
-  // Backward, with every bucket's mean over the group begun as soon as it is whole.
-  Expected<void> backward(TrainableNet& net, std::span<const float> score_gradients, ReplicaGroup& group);
-  // Waits for the means and puts them in the net, whose update they are for. Gives the mean of `loss` too.
-  Expected<double> finish(TrainableNet& net, double loss, ReplicaGroup& group);
+  // Backward, with every bucket's mean over the group begun as soon as it is whole. The loss travels with the last.
+  Expected<void> backward(TrainableNet& net, std::span<const float> score_gradients, double loss, ReplicaGroup& group);
+  // Waits for the means and puts them in the net, whose update they are for. Gives that of the losses.
+  Expected<double> finish(TrainableNet& net, ReplicaGroup& group);
 
  private:
   // Those that lie wholly at `first` or after it, where none begun before.
   Expected<void> begin_from(std::int64_t first, const TrainableNet& net, ReplicaGroup& group);
 
   std::vector<Range> ranges_;              // from the net's end
-  std::vector<std::vector<float>> means_;  // of each range
+  std::vector<std::vector<float>> means_;  // of each range; the last has the loss after it
   std::size_t begun_ = 0;
-  float loss_ = 0;
 };
 
 }  // namespace coppice::gpu

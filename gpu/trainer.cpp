@@ -190,8 +190,8 @@ class Training {
   }
   Expected<void> learn_together(double loss, const SgdStep& sgd) {
     auto& pupil = pupils_.front();
-    if (auto back = buckets_->backward(*pupil.net, pupil.gradients, *replicas_); !back) return back;
-    const auto mean = buckets_->finish(*pupil.net, loss, *replicas_);
+    if (auto back = buckets_->backward(*pupil.net, pupil.gradients, loss, *replicas_); !back) return back;
+    const auto mean = buckets_->finish(*pupil.net, *replicas_);
     if (!mean) return unexpected(mean.error());
     remember(*mean);
     return pupil.net->update(sgd);
@@ -363,6 +363,7 @@ Expected<void> check(const std::vector<Network>& nets, const Dataset& data, std:
     return wrong("epochs, batch and threads are at least 1");
   if (options.replicas) {
     if (nets.size() != 1) return wrong("replicas train one net, not " + std::to_string(nets.size()));
+    if (parameters(nets.front()) == 0) return wrong("replicas have nothing to share of a net without parameters");
     if (options.bucket_bytes < 1) return wrong("buckets of " + std::to_string(options.bucket_bytes) + " bytes");
     if (options.batch % options.replicas->size() != 0)
       return wrong("a batch of " + std::to_string(options.batch) + " has no " + std::to_string(options.replicas->size()) +
