@@ -1,27 +1,20 @@
 // coppice bench collective: the launching side starts one process a host, each of which runs the same load; the first
 // rank's document is the result.
 #include <fstream>
-#include <optional>
-#include <set>
-#include <thread>
 
 #include "apps/collective_bench.hpp"
 #include "apps/command.hpp"
-#include "apps/session.hpp"
-#include "runtime/launcher.hpp"
+#include "apps/ranks.hpp"
 
 namespace coppice::apps {
 namespace {
-
-constexpr const char* kMark = "collective-result ";  // before the document in a rank's log
-constexpr auto kNotice = std::chrono::seconds{15};   // for the others, once a rank has failed
 
 struct Options {
   std::string cluster, operation = "allreduce", element = "float32", reduction = "sum", planner = "exact", root, as, logs;
   std::vector<std::string> bytes{"64M"};
   int repeat = 5, warm_up = 1, patience_s = 60;
   std::int64_t chunks = 0;
-  bool no_tune = false;
+  bool no_tune = false, no_probe = false;
 };
 
 struct Settings {
@@ -61,78 +54,60 @@ runtime::Expected<Settings> settings_of(const Options& options) {
 }
 
 runtime::Expected<void> run_rank(const Options& options, const Settings& settings) {
-  auto group = runtime::Communicator::join({settings.cluster, options.as, settings.planner, options.chunks, !options.no_tune,
-                                            std::chrono::milliseconds(options.patience_s * 1'000)});
+  runtime::CommunicatorOptions join;
+  join.cluster = settings.cluster;
+  join.name = options.as;
+  join.planner = settings.planner;
+  join.chunks = options.chunks;
+  join.tune = !options.no_tune;
+  join.probe = !options.no_probe;
+  join.probe_progress = print_progress;
+  join.patience = std::chrono::milliseconds(options.patience_s * 1'000);
+  auto group = runtime::Communicator::join(std::move(join));
   if (!group) return tl::unexpected(group.error());
+  const auto topology = (*group)->topology();  // before links are seen to fail
   const auto runs = run_collective(**group, settings.cluster, settings.load);
   if (!runs) return tl::unexpected(runs.error());
-  std::printf("%s%s\n", kMark, runs->dump().c_str());
-  std::fflush(stdout);
+  nlohmann::json result{{"runs", *runs}};
+  if (settings.cluster.topology.empty() && !options.no_probe) result["topology"] = to_json(topology);
+  if ((*group)->rank() == 0) print_result(result);
   return {};
 }
 
-runtime::Expected<nlohmann::json> result_in(const std::filesystem::path& log) {
-  std::ifstream in(log);
-  nlohmann::json result;
-  for (std::string line; std::getline(in, line);)
-    if (line.starts_with(kMark)) result = nlohmann::json::parse(line.substr(std::strlen(kMark)), nullptr, false);
-  if (!result.is_array()) return runtime::failed("no result in " + log.string());
-  return result;
-}
-
-// The first rank that ended, and what the others made of it, each different word once.
-std::string in_words(const std::vector<runtime::Exit>& failures) {
-  std::string text = "rank " + failures.front().name + ": " + failures.front().reason;
-  std::set<std::string> said{failures.front().reason};
-  for (const auto& failure : failures)
-    if (said.insert(failure.reason).second) text += "; rank " + failure.name + ": " + failure.reason;
-  return text;
+// What was probed is kept, to be named in the cluster file: probing takes its time.
+void keep_topology(const std::string& cluster, const nlohmann::json& topology) {
+  const auto file = cluster + ".topology.json";
+  std::ofstream out(file);
+  out << topology.dump(1) << "\n";
+  if (out.flush())
+    std::fprintf(stderr, "probed: %s; topology = \"%s\" in %s saves doing it again\n", file.c_str(),
+                 std::filesystem::path(file).filename().c_str(), cluster.c_str());
 }
 
 runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings& settings) {
-  const std::filesystem::path logs = options.logs.empty() ? options.cluster + ".logs" : options.logs;
-  std::error_code fault;
-  std::filesystem::create_directories(logs, fault);
-  if (fault) return runtime::bad_input("cannot make " + logs.string() + ": " + fault.message());
-  const auto first = settings.cluster.hosts.front().name;
-  std::filesystem::remove(logs / (first + ".log"), fault);
+  RanksOptions ranks;
+  ranks.cluster_file = options.cluster;
+  ranks.logs = options.logs;
+  ranks.command = {"bench", "collective",
+                   "--cluster", std::filesystem::absolute(options.cluster).string(),
+                   "--op", options.operation, "--element", options.element,
+                   "--reduction", options.reduction, "--planner", options.planner,
+                   "--repeat", std::to_string(options.repeat), "--warm-up", std::to_string(options.warm_up),
+                   "--chunks", std::to_string(options.chunks),
+                   "--patience-s", std::to_string(options.patience_s)};
+  if (options.no_tune) ranks.command.push_back("--no-tune");
+  if (options.no_probe) ranks.command.push_back("--no-probe");
+  if (!options.root.empty()) ranks.command.insert(ranks.command.end(), {"--root", options.root});
+  ranks.command.push_back("--bytes");
+  ranks.command.insert(ranks.command.end(), options.bytes.begin(), options.bytes.end());
+  ranks.progress = [](const std::string& line) { std::fprintf(stderr, "probing: %s\n", line.c_str()); };
 
-  std::vector<std::string> command{self_path(), "bench", "collective",
-                                   "--cluster", std::filesystem::absolute(options.cluster).string(),
-                                   "--op", options.operation, "--element", options.element,
-                                   "--reduction", options.reduction, "--planner", options.planner,
-                                   "--repeat", std::to_string(options.repeat), "--warm-up", std::to_string(options.warm_up),
-                                   "--chunks", std::to_string(options.chunks),
-                                   "--patience-s", std::to_string(options.patience_s)};
-  if (options.no_tune) command.push_back("--no-tune");
-  if (!options.root.empty()) command.insert(command.end(), {"--root", options.root});
-  command.push_back("--bytes");
-  command.insert(command.end(), options.bytes.begin(), options.bytes.end());
-
-  watch_signals();
-  runtime::Launcher launcher(logs, std::chrono::milliseconds{1'500});
-  for (const auto& host : settings.cluster.hosts) {
-    auto own = command;
-    own.insert(own.end(), {"--as", host.name});
-    const auto argv = runtime::launch_command(settings.cluster.launcher, host, own);
-    if (!argv) return tl::unexpected(argv.error());
-    if (auto started = launcher.start(host.name, *argv); !started) return tl::unexpected(started.error());
-  }
-  std::vector<runtime::Exit> failures;
-  std::optional<std::chrono::steady_clock::time_point> until;  // the others notice by themselves, and say what they saw
-  for (std::size_t left = settings.cluster.hosts.size(); left > 0;) {
-    if (interrupted) return runtime::failed("interrupted");
-    for (auto& exit : launcher.reap()) {
-      --left;
-      if (exit.status == 0) continue;
-      failures.push_back(std::move(exit));
-      if (!until) until = std::chrono::steady_clock::now() + kNotice;
-    }
-    if (until && std::chrono::steady_clock::now() > *until) break;
-    std::this_thread::sleep_for(std::chrono::milliseconds{10});
-  }
-  if (!failures.empty()) return runtime::failed(in_words(failures));
-  return result_in(logs / (first + ".log"));
+  auto outcome = run_ranks(settings.cluster, ranks);
+  if (!outcome) return tl::unexpected(outcome.error());
+  if (!outcome->failures.empty()) return runtime::failed(in_words(outcome->failures));
+  if (!outcome->result || !outcome->result->contains("runs")) return runtime::failed("the first rank gave no result; see its log");
+  if (outcome->result->contains("topology")) keep_topology(options.cluster, (*outcome->result)["topology"]);
+  return (*outcome->result)["runs"];
 }
 
 runtime::Expected<void> bench_collective(const Options& options, const Shell& shell) {
@@ -168,6 +143,7 @@ void add_bench_collective(CLI::App& bench, Shell& shell) {
   command->add_option("--planner", options->planner, "exact, mwu, rs_ag, rings or best_ring, over the same transport")->capture_default_str();
   command->add_option("--chunks", options->chunks, "that a tree's share is cut into; 0: as a model says")->check(CLI::Range(0, 1'000'000))->capture_default_str();
   command->add_flag("--no-tune", options->no_tune, "as the model says, without trying; otherwise warming up lasts until it is settled");
+  command->add_flag("--no-probe", options->no_probe, "where the cluster file names no topology: assume one switch instead of measuring");
   command->add_option("--patience-s", options->patience_s, "how long a call may stand still")->check(CLI::Range(1, 3'600))->capture_default_str();
   command->add_option("--logs", options->logs, "where each rank's output goes (default: CLUSTER.logs)");
   command->add_option("--as", options->as, "be the rank of this host; without it, all are launched");
