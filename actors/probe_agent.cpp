@@ -23,6 +23,17 @@ std::uint64_t nanoseconds(Duration duration) {
 
 }  // namespace
 
+ProbeAgentOptions probe_timing(std::chrono::milliseconds measure) {
+  ProbeAgentOptions options;
+  options.rate.warm_up = measure / 3;
+  options.rate.window = measure / 6;
+  options.rate.longest = measure * 5 / 2;
+  options.share.warm_up = measure / 2;
+  options.share.window = measure / 6;
+  options.share.longest = measure * 3 / 2;
+  return options;
+}
+
 std::vector<Outgoing> ProbeAgent::handle(Instant now, const Peer& from, const ProbeNote& note) {
   std::vector<Outgoing> out;
   if (std::holds_alternative<ProbeHello>(note.note)) {

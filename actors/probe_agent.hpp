@@ -15,11 +15,14 @@ struct ProbeAgentOptions {
   RateMeterOptions rate;
   // Of a total: the same time for all of a round, and long enough for flows that meet to have found their shares.
   RateMeterOptions share{.warm_up = std::chrono::milliseconds{600},
-                         .longest = std::chrono::milliseconds{2'000},
+                         .longest = std::chrono::milliseconds{1'800},
                          .settles = false};
   int pings = 24, pings_warm = 4;  // the first few open the connection, and do not count
   Duration silence = std::chrono::seconds{4};  // after so long without a word the measure has failed
 };
+
+// With so long for a rate where nothing is in the way: a third to warm up, the rest in four windows. Shorter is less sure.
+ProbeAgentOptions probe_timing(std::chrono::milliseconds measure);
 
 struct Outgoing {
   Peer to;

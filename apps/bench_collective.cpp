@@ -14,7 +14,8 @@ struct Options {
   std::vector<std::string> bytes{"64M"};
   int repeat = 5, warm_up = 1, patience_s = 60;
   std::int64_t chunks = 0;
-  bool no_tune = false, no_probe = false;
+  bool no_tune = false;
+  double probe_s = 1.2;
 };
 
 struct Settings {
@@ -60,7 +61,7 @@ runtime::Expected<void> run_rank(const Options& options, const Settings& setting
   join.planner = settings.planner;
   join.chunks = options.chunks;
   join.tune = !options.no_tune;
-  join.probe = !options.no_probe;
+  join.probe = std::chrono::milliseconds(static_cast<std::int64_t>(options.probe_s * 1e3));
   join.probe_progress = print_progress;
   join.patience = std::chrono::milliseconds(options.patience_s * 1'000);
   auto group = runtime::Communicator::join(std::move(join));
@@ -69,7 +70,7 @@ runtime::Expected<void> run_rank(const Options& options, const Settings& setting
   const auto runs = run_collective(**group, settings.cluster, settings.load);
   if (!runs) return tl::unexpected(runs.error());
   nlohmann::json result{{"runs", *runs}};
-  if (settings.cluster.topology.empty() && !options.no_probe) result["topology"] = to_json(topology);
+  if (settings.cluster.topology.empty() && options.probe_s > 0) result["topology"] = to_json(topology);
   if ((*group)->rank() == 0) print_result(result);
   return {};
 }
@@ -94,9 +95,8 @@ runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings
                    "--reduction", options.reduction, "--planner", options.planner,
                    "--repeat", std::to_string(options.repeat), "--warm-up", std::to_string(options.warm_up),
                    "--chunks", std::to_string(options.chunks),
-                   "--patience-s", std::to_string(options.patience_s)};
+                   "--patience-s", std::to_string(options.patience_s), "--probe-s", std::to_string(options.probe_s)};
   if (options.no_tune) ranks.command.push_back("--no-tune");
-  if (options.no_probe) ranks.command.push_back("--no-probe");
   if (!options.root.empty()) ranks.command.insert(ranks.command.end(), {"--root", options.root});
   ranks.command.push_back("--bytes");
   ranks.command.insert(ranks.command.end(), options.bytes.begin(), options.bytes.end());
@@ -143,7 +143,7 @@ void add_bench_collective(CLI::App& bench, Shell& shell) {
   command->add_option("--planner", options->planner, "exact, mwu, rs_ag, rings or best_ring, over the same transport")->capture_default_str();
   command->add_option("--chunks", options->chunks, "that a tree's share is cut into; 0: as a model says")->check(CLI::Range(0, 1'000'000))->capture_default_str();
   command->add_flag("--no-tune", options->no_tune, "as the model says, without trying; otherwise warming up lasts until it is settled");
-  command->add_flag("--no-probe", options->no_probe, "where the cluster file names no topology: assume one switch instead of measuring");
+  command->add_option("--probe-s", options->probe_s, "where the cluster file names no topology: so long for each rate of its links; 0: one switch is assumed")->check(CLI::Range(0.0, 60.0))->capture_default_str();
   command->add_option("--patience-s", options->patience_s, "how long a call may stand still")->check(CLI::Range(1, 3'600))->capture_default_str();
   command->add_option("--logs", options->logs, "where each rank's output goes (default: CLUSTER.logs)");
   command->add_option("--as", options->as, "be the rank of this host; without it, all are launched");

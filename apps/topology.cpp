@@ -13,6 +13,7 @@ struct Options {
   std::string cluster, out, as, logs;
   bool alone = false;
   int start_s = 20, port_shift = 0;
+  double measure_s = 1.2;
 };
 
 runtime::Expected<void> write(const std::string& file, const nlohmann::json& document) {
@@ -59,6 +60,7 @@ runtime::Expected<void> run_rank(const Options& options, const runtime::Cluster&
   probe.cluster = cluster;
   probe.name = options.as;
   probe.alone = options.alone;
+  probe.measure = std::chrono::milliseconds(static_cast<std::int64_t>(options.measure_s * 1e3));
   probe.start_patience = std::chrono::seconds(options.start_s);
   probe.progress = print_progress;
   const auto outcome = runtime::probe(std::move(probe));
@@ -79,7 +81,8 @@ runtime::Expected<void> probe_cluster(const Options& options, const Shell& shell
   ranks.cluster_file = options.cluster;
   ranks.logs = options.logs;
   ranks.command = {"topology", "--cluster", std::filesystem::absolute(options.cluster).string(), "--start-s",
-                   std::to_string(options.start_s), "--port-shift", std::to_string(options.port_shift)};
+                   std::to_string(options.start_s), "--port-shift", std::to_string(options.port_shift),
+                   "--measure-s", std::to_string(options.measure_s)};
   if (options.alone) ranks.command.push_back("--alone");
   ranks.first_decides = true;  // the others' figures are not lost with one that fails
   ranks.notice = std::chrono::seconds{5};
@@ -114,6 +117,7 @@ void add_topology(CLI::App& app, Shell& shell) {
   command->add_option("--cluster", options->cluster, "the cluster file: its topology's links are measured, or every pair where it names none");
   command->add_option("--out", options->out, "write the topology file here, for coppice plan and the cluster file");
   command->add_flag("--alone", options->alone, "measure one rate at a time: slower, and nothing can disturb it");
+  command->add_option("--measure-s", options->measure_s, "for a rate where nothing is in the way; it takes longer until it is steady")->check(CLI::Range(0.1, 60.0))->capture_default_str();
   command->add_option("--start-s", options->start_s, "how long all hosts may take to be there")->check(CLI::Range(1, 3'600))->capture_default_str();
   command->add_option("--port-shift", options->port_shift, "added to every host's port, to measure beside a cluster that runs")->capture_default_str();
   command->add_option("--logs", options->logs, "where each rank's output goes (default: CLUSTER.logs)");

@@ -137,6 +137,7 @@ std::shared_ptr<Prober> prober_of(const CommunicatorOptions& options) {
   ProberOptions probe;
   probe.cluster = options.cluster;
   probe.name = options.name;
+  probe.agent = actors::probe_timing(options.probe);
   probe.progress = options.probe_progress;
   return std::make_shared<Prober>(std::move(probe));
 }
@@ -225,7 +226,7 @@ Expected<collectives::Plan> Communicator::plan(Operation operation, int root) co
 Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions options) {
   const auto* host = options.cluster.find(options.name);
   if (!host) return bad_input("the cluster file has no host named " + options.name);
-  const bool probing = options.probe && options.cluster.topology.empty();
+  const bool probing = options.probe.count() > 0 && options.cluster.topology.empty();
   auto topology = probing ? collectives::Topology{} : topology_of(options.cluster);
   if (!topology) return tl::unexpected(topology.error());
   auto identity = load_identity(options.cluster.keys, options.name);

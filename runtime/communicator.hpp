@@ -70,9 +70,9 @@ struct CommunicatorOptions {
   collectives::Planner planner = collectives::Planner::exact;  // others are there to be compared with
   std::int64_t chunks = 0;  // that a tree's share is cut into; 0: as a model says
   bool tune = true;         // large calls of a kind try which number is fastest, with the first few, where chunks is 0
-  // Where the cluster names no topology: measure its links first, which all ranks do together, in half a minute or so.
-  // Otherwise one switch is assumed.
-  bool probe = false;
+  // Where the cluster names no topology: measure its links first, which all ranks do together, so long for each rate. 0: do
+  // not; one switch is assumed.
+  std::chrono::milliseconds probe{0};
   std::function<void(const std::string&)> probe_progress = {};  // at the first rank
   // A call that stands still for so long has failed, though every rank that it began with is there.
   std::chrono::milliseconds patience{300'000};

@@ -228,6 +228,7 @@ Expected<ProbeOutcome> probe(ProbeOptions options) {
   prober_options.name = std::move(options.name);
   prober_options.cluster = std::move(options.cluster);
   prober_options.alone = options.alone;
+  prober_options.agent = actors::probe_timing(options.measure);
   prober_options.start_patience = options.start_patience;
   prober_options.progress = std::move(options.progress);
   Prober prober(std::move(prober_options));

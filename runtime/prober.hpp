@@ -79,6 +79,7 @@ struct ProbeOptions {
   Cluster cluster;
   std::string name;
   bool alone = false;
+  std::chrono::milliseconds measure{1'200};  // as actors::probe_timing
   std::chrono::milliseconds start_patience{20'000};
   std::function<void(const std::string&)> progress;
 };
