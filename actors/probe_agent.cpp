@@ -26,10 +26,9 @@ std::uint64_t nanoseconds(Duration duration) {
 ProbeAgentOptions probe_timing(std::chrono::milliseconds measure) {
   ProbeAgentOptions options;
   options.rate.warm_up = measure / 3;
-  options.rate.window = measure / 6;
+  options.rate.shortest = measure * 2 / 3;
   options.rate.longest = measure * 5 / 2;
   options.share.warm_up = measure / 2;
-  options.share.window = measure / 6;
   options.share.longest = measure * 3 / 2;
   return options;
 }

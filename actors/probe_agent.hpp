@@ -21,7 +21,7 @@ struct ProbeAgentOptions {
   Duration silence = std::chrono::seconds{4};  // after so long without a word the measure has failed
 };
 
-// With so long for a rate where nothing is in the way: a third to warm up, the rest in four windows. Shorter is less sure.
+// With so long for a rate where nothing is in the way: a third to warm up, the rest measured over. Shorter is less sure.
 ProbeAgentOptions probe_timing(std::chrono::milliseconds measure);
 
 struct Outgoing {
