@@ -1,5 +1,7 @@
 // coppice bench collective: the launching side starts one process a host, each of which runs the same load; the first
 // rank's document is the result.
+#include <fstream>
+
 #include "apps/collective_bench.hpp"
 #include "apps/command.hpp"
 #include "apps/ranks.hpp"
@@ -13,6 +15,7 @@ struct Options {
   int repeat = 5, warm_up = 1, patience_s = 60;
   std::int64_t chunks = 0;
   bool no_tune = false;
+  double probe_s = 1.2;
 };
 
 struct Settings {
@@ -52,28 +55,59 @@ runtime::Expected<Settings> settings_of(const Options& options) {
 }
 
 runtime::Expected<void> run_rank(const Options& options, const Settings& settings) {
-  auto group = runtime::Communicator::join({settings.cluster, options.as, settings.planner, options.chunks, !options.no_tune,
-                                            std::chrono::milliseconds(options.patience_s * 1'000)});
+  runtime::CommunicatorOptions join;
+  join.cluster = settings.cluster;
+  join.name = options.as;
+  join.planner = settings.planner;
+  join.chunks = options.chunks;
+  join.tune = !options.no_tune;
+  join.probe = std::chrono::milliseconds(static_cast<std::int64_t>(options.probe_s * 1e3));
+  join.probe_progress = print_progress;
+  join.patience = std::chrono::milliseconds(options.patience_s * 1'000);
+  auto group = runtime::Communicator::join(std::move(join));
   if (!group) return tl::unexpected(group.error());
+  const auto topology = (*group)->topology();  // before links are seen to fail
   const auto runs = run_collective(**group, settings.cluster, settings.load);
   if (!runs) return tl::unexpected(runs.error());
-  tell_result(*runs);
+  nlohmann::json result{{"runs", *runs}};
+  if (settings.cluster.topology.empty() && options.probe_s > 0) result["topology"] = to_json(topology);
+  if ((*group)->rank() == 0) print_result(result);
   return {};
 }
 
+// What was probed is kept, to be named in the cluster file: probing takes its time.
+void keep_topology(const std::string& cluster, const nlohmann::json& topology) {
+  const auto file = cluster + ".topology.json";
+  std::ofstream out(file);
+  out << topology.dump(1) << "\n";
+  if (out.flush())
+    std::fprintf(stderr, "probed: %s; topology = \"%s\" in %s saves doing it again\n", file.c_str(),
+                 std::filesystem::path(file).filename().c_str(), cluster.c_str());
+}
+
 runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings& settings) {
-  std::vector<std::string> arguments{"bench", "collective",
-                                     "--cluster", std::filesystem::absolute(options.cluster).string(),
-                                     "--op", options.operation, "--element", options.element,
-                                     "--reduction", options.reduction, "--planner", options.planner,
-                                     "--repeat", std::to_string(options.repeat), "--warm-up", std::to_string(options.warm_up),
-                                     "--chunks", std::to_string(options.chunks),
-                                     "--patience-s", std::to_string(options.patience_s)};
-  if (options.no_tune) arguments.push_back("--no-tune");
-  if (!options.root.empty()) arguments.insert(arguments.end(), {"--root", options.root});
-  arguments.push_back("--bytes");
-  arguments.insert(arguments.end(), options.bytes.begin(), options.bytes.end());
-  return run_ranks(settings.cluster, arguments, {options.logs.empty() ? options.cluster + ".logs" : options.logs});
+  RanksOptions ranks;
+  ranks.cluster_file = options.cluster;
+  ranks.logs = options.logs;
+  ranks.command = {"bench", "collective",
+                   "--cluster", std::filesystem::absolute(options.cluster).string(),
+                   "--op", options.operation, "--element", options.element,
+                   "--reduction", options.reduction, "--planner", options.planner,
+                   "--repeat", std::to_string(options.repeat), "--warm-up", std::to_string(options.warm_up),
+                   "--chunks", std::to_string(options.chunks),
+                   "--patience-s", std::to_string(options.patience_s), "--probe-s", std::to_string(options.probe_s)};
+  if (options.no_tune) ranks.command.push_back("--no-tune");
+  if (!options.root.empty()) ranks.command.insert(ranks.command.end(), {"--root", options.root});
+  ranks.command.push_back("--bytes");
+  ranks.command.insert(ranks.command.end(), options.bytes.begin(), options.bytes.end());
+  ranks.progress = [](const std::string& line) { std::fprintf(stderr, "probing: %s\n", line.c_str()); };
+
+  auto outcome = run_ranks(settings.cluster, ranks);
+  if (!outcome) return tl::unexpected(outcome.error());
+  if (!outcome->failures.empty()) return tl::unexpected(fault_of(outcome->failures));
+  if (!outcome->result || !outcome->result->contains("runs")) return runtime::failed("the first rank gave no result; see its log");
+  if (outcome->result->contains("topology")) keep_topology(options.cluster, (*outcome->result)["topology"]);
+  return (*outcome->result)["runs"];
 }
 
 runtime::Expected<void> bench_collective(const Options& options, const Shell& shell) {
@@ -109,6 +143,7 @@ void add_bench_collective(CLI::App& bench, Shell& shell) {
   command->add_option("--planner", options->planner, "exact, mwu, rs_ag, rings or best_ring, over the same transport")->capture_default_str();
   command->add_option("--chunks", options->chunks, "that a tree's share is cut into; 0: as a model says")->check(CLI::Range(0, 1'000'000))->capture_default_str();
   command->add_flag("--no-tune", options->no_tune, "as the model says, without trying; otherwise warming up lasts until it is settled");
+  command->add_option("--probe-s", options->probe_s, "where the cluster file names no topology: so long for each rate of its links; 0: one switch is assumed")->check(CLI::Range(0.0, 60.0))->capture_default_str();
   command->add_option("--patience-s", options->patience_s, "how long a call may stand still")->check(CLI::Range(1, 3'600))->capture_default_str();
   command->add_option("--logs", options->logs, "where each rank's output goes (default: CLUSTER.logs)");
   command->add_option("--as", options->as, "be the rank of this host; without it, all are launched");

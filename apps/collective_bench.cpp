@@ -206,11 +206,10 @@ Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runt
   int root = 0;
   for (std::size_t i = 0; i < cluster.hosts.size(); ++i)
     if (cluster.hosts[i].name == load.root) root = static_cast<int>(i);
-  const auto topology = runtime::topology_of(cluster);
-  if (!topology) return tl::unexpected(topology.error());
+  const auto topology = group.topology();
   const auto plan = group.plan(load.operation, root);
   if (!plan) return tl::unexpected(plan.error());
-  const auto unit = collectives::unit_bytes_per_s(topology->unit);
+  const auto unit = collectives::unit_bytes_per_s(topology.unit);
 
   Rank rank(group, load, root);
   auto runs = nlohmann::json::array();
@@ -244,7 +243,7 @@ Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runt
                        {"median_s", middle},
                        {"algbw", algorithm},
                        {"busbw", algorithm * bus_factor(load.operation, group.size())},
-                       {"unit", unit ? topology->unit : "B/s"},
+                       {"unit", unit ? topology.unit : "B/s"},
                        {"bound", unit ? nlohmann::json(plan->bound.get_d()) : nlohmann::json()},
                        {"fraction_of_bound", unit ? nlohmann::json(algorithm / plan->bound.get_d()) : nlohmann::json()},
                        {"rate", plan->rate.get_d()},

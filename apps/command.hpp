@@ -44,6 +44,7 @@ void add_run(CLI::App& app, Shell& shell);
 void add_evaluate(CLI::App& app, Shell& shell);
 void add_decompose(CLI::App& app, Shell& shell);
 void add_plan(CLI::App& app, Shell& shell);
+void add_topology(CLI::App& app, Shell& shell);
 void add_train(CLI::App& app, Shell& shell);
 void add_data(CLI::App& app, Shell& shell);
 

@@ -66,6 +66,7 @@ int main(int argc, char** argv) {
   apps::add_infer(app, shell);
   apps::add_status(app, shell);
   apps::add_plan(app, shell);
+  apps::add_topology(app, shell);
   apps::add_bench(app, shell);
 
   try {

@@ -2,107 +2,107 @@
 
 #include <sys/wait.h>
 
-#include <chrono>
-#include <cstdio>
+#include <cstring>
 #include <fstream>
-#include <nlohmann/json.hpp>
-#include <optional>
 #include <set>
 #include <thread>
 
 #include "apps/session.hpp"
-#include "runtime/launcher.hpp"
 
 namespace coppice::apps {
 namespace {
 
-using runtime::Expected;
+constexpr const char* kResult = "rank-result ";
+constexpr const char* kProgress = "rank-progress ";
 
-constexpr std::string_view kMark = "result of all ranks: ";  // before the document in a rank's log
-constexpr auto kNotice = std::chrono::seconds{15};           // for the others, once a rank has failed
-
-// A file that grows, line by line.
+// The lines that a log gets while it grows.
 class Tail {
  public:
-  Tail(std::filesystem::path file, std::streamoff from) : file_(std::move(file)), from_(from) {}
-  void show() {
-    std::ifstream in(file_);
+  explicit Tail(std::filesystem::path log) : log_(std::move(log)) {
+    std::error_code none;  // outputs are appended to those of earlier runs
+    const auto grown = std::filesystem::file_size(log_, none);
+    if (!none) from_ = static_cast<std::streamoff>(grown);
+  }
+  void read(const RanksOptions& options, std::optional<nlohmann::json>& result) {
+    std::ifstream in(log_);
     in.seekg(from_);
-    for (std::string line; std::getline(in, line) && !in.eof();) {
+    for (std::string line; std::getline(in, line) && !in.eof();) {  // the last may still be written
       from_ += static_cast<std::streamoff>(line.size()) + 1;
-      if (!line.starts_with(kMark)) std::fprintf(stderr, "%s\n", line.c_str());
+      if (line.starts_with(kResult)) {
+        auto document = nlohmann::json::parse(line.substr(std::strlen(kResult)), nullptr, false);
+        if (!document.is_discarded()) result = std::move(document);
+      } else if (line.starts_with(kProgress)) {
+        if (options.progress) options.progress(runtime::one_line(line.substr(std::strlen(kProgress))));
+      } else if (options.output) {
+        options.output(line);
+      }
     }
   }
 
  private:
-  std::filesystem::path file_;
-  std::streamoff from_;
+  std::filesystem::path log_;
+  std::streamoff from_ = 0;
 };
 
-Expected<nlohmann::json> result_in(const std::filesystem::path& log, std::streamoff from) {
-  std::ifstream in(log);
-  in.seekg(from);
-  nlohmann::json result(nlohmann::json::value_t::discarded);
-  for (std::string line; std::getline(in, line);)
-    if (line.starts_with(kMark)) result = nlohmann::json::parse(line.substr(kMark.size()), nullptr, false);
-  if (result.is_discarded()) return runtime::failed("no result in " + log.string());
-  return result;
+void print_line(const char* mark, const std::string& text) {
+  std::printf("%s%s\n", mark, text.c_str());
+  std::fflush(stdout);
 }
 
-// The first rank that ended, and what the others made of it, each different word once.
-runtime::Error in_words(const std::vector<runtime::Exit>& failures) {
-  const auto& first = failures.front();
-  std::string text = "rank " + first.name + ": " + first.reason;
-  std::set<std::string> said{first.reason};
-  for (const auto& failure : failures)
-    if (said.insert(failure.reason).second) text += "; rank " + failure.name + ": " + failure.reason;
-  const bool bad_input = WIFEXITED(first.status) && WEXITSTATUS(first.status) == 2;
-  return {bad_input ? runtime::ErrorCode::bad_input : runtime::ErrorCode::failed, text};
+runtime::Expected<void> start(runtime::Launcher& launcher, const runtime::Cluster& cluster, const RanksOptions& options) {
+  for (const auto& host : cluster.hosts) {
+    std::vector<std::string> command{self_path()};
+    command.insert(command.end(), options.command.begin(), options.command.end());
+    command.insert(command.end(), {"--as", host.name});
+    const auto argv = runtime::launch_command(cluster.launcher, host, command);
+    if (!argv) return tl::unexpected(argv.error());
+    if (auto started = launcher.start(host.name, *argv); !started) return started;
+  }
+  return {};
 }
 
 }  // namespace
 
-Expected<nlohmann::json> run_ranks(const runtime::Cluster& cluster, const std::vector<std::string>& arguments,
-                                   const RanksOptions& options) {
+void print_result(const nlohmann::json& result) { print_line(kResult, result.dump()); }
+void print_progress(const std::string& line) { print_line(kProgress, line); }
+
+runtime::Error fault_of(const std::vector<runtime::Exit>& failures) {
+  std::string text = "rank " + failures.front().name + ": " + failures.front().reason;
+  std::set<std::string> said{failures.front().reason};
+  for (const auto& failure : failures)
+    if (said.insert(failure.reason).second) text += "; rank " + failure.name + ": " + failure.reason;
+  const int status = failures.front().status;
+  const bool bad_input = WIFEXITED(status) && WEXITSTATUS(status) == 2;
+  return {bad_input ? runtime::ErrorCode::bad_input : runtime::ErrorCode::failed, text};
+}
+
+runtime::Expected<RanksOutcome> run_ranks(const runtime::Cluster& cluster, const RanksOptions& options) {
+  const std::filesystem::path logs = options.logs.empty() ? options.cluster_file + ".logs" : options.logs;
   std::error_code fault;
-  std::filesystem::create_directories(options.logs, fault);
-  if (fault) return runtime::bad_input("cannot make " + options.logs.string() + ": " + fault.message());
-  const auto log = options.logs / (cluster.hosts.front().name + ".log");
-  const auto grown = std::filesystem::file_size(log, fault);  // outputs are appended to earlier ones
-  const auto from = fault ? std::streamoff{0} : static_cast<std::streamoff>(grown);
+  std::filesystem::create_directories(logs, fault);
+  if (fault) return runtime::bad_input("cannot make " + logs.string() + ": " + fault.message());
+  const auto first = cluster.hosts.front().name;
 
   watch_signals();
-  runtime::Launcher launcher(options.logs, std::chrono::milliseconds{1'500});
-  for (const auto& host : cluster.hosts) {
-    std::vector<std::string> command{self_path()};
-    command.insert(command.end(), arguments.begin(), arguments.end());
-    command.insert(command.end(), {"--as", host.name});
-    const auto argv = runtime::launch_command(cluster.launcher, host, command);
-    if (!argv) return tl::unexpected(argv.error());
-    if (auto started = launcher.start(host.name, *argv); !started) return tl::unexpected(started.error());
-  }
-  Tail tail(log, from);
-  std::vector<runtime::Exit> failures;
-  std::optional<std::chrono::steady_clock::time_point> until;  // the others notice by themselves, and say what they saw
+  Tail tail(logs / (first + ".log"));
+  runtime::Launcher launcher(logs, std::chrono::milliseconds{1'500});
+  if (auto started = start(launcher, cluster, options); !started) return tl::unexpected(started.error());
+  RanksOutcome outcome;
+  std::optional<std::chrono::steady_clock::time_point> until;
   for (std::size_t left = cluster.hosts.size(); left > 0;) {
     if (interrupted) return runtime::failed("interrupted");
     for (auto& exit : launcher.reap()) {
       --left;
-      if (exit.status == 0) continue;
-      failures.push_back(std::move(exit));
-      if (!until) until = std::chrono::steady_clock::now() + kNotice;
+      const bool decides = exit.name == first || !options.first_decides;
+      if (!until && decides && (exit.status != 0 || options.first_decides))
+        until = std::chrono::steady_clock::now() + options.notice;
+      if (exit.status != 0) outcome.failures.push_back(std::move(exit));
     }
-    if (options.follow) tail.show();
+    tail.read(options, outcome.result);
     if (until && std::chrono::steady_clock::now() > *until) break;
     std::this_thread::sleep_for(std::chrono::milliseconds{10});
   }
-  if (!failures.empty()) return tl::unexpected(in_words(failures));
-  return result_in(log, from);
-}
-
-void tell_result(const nlohmann::json& document) {
-  std::printf("%s%s\n", std::string(kMark).c_str(), document.dump().c_str());
-  std::fflush(stdout);
+  return outcome;
 }
 
 }  // namespace coppice::apps

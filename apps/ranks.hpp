@@ -1,29 +1,43 @@
-// apps/ranks.hpp: one process of this program on every host of a cluster, for work that they do together as ranks of a
-// group.
+// apps/ranks.hpp: a command that runs as one process a host: the launching side starts them over the cluster's launcher, and
+// the first rank's output holds the result.
 #pragma once
 
-#include <filesystem>
-#include <nlohmann/json_fwd.hpp>
+#include <chrono>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "runtime/cluster.hpp"
-#include "runtime/error.hpp"
+#include "runtime/launcher.hpp"
 
 namespace coppice::apps {
 
+// What a rank says to whoever launched it, in its log: lines that begin with a mark.
+void print_result(const nlohmann::json& result);  // the last one counts
+void print_progress(const std::string& line);
+
 struct RanksOptions {
-  std::filesystem::path logs;  // directory: each rank's output
-  bool follow = false;         // the first rank's output goes to standard error too, as it comes
+  std::string cluster_file, logs;      // logs: a directory; empty: CLUSTER.logs
+  std::vector<std::string> command;    // what follows the program's name; "--as HOST" is added
+  // Once a rank has failed: how long the others may go on, to notice by themselves and say what they saw.
+  std::chrono::seconds notice{15};
+  // Whether a failure of any but the first is left to the first to notice.
+  bool first_decides = false;
+  std::function<void(const std::string&)> progress;  // a line of the first rank's print_progress
+  std::function<void(const std::string&)> output;    // any other line of its output
 };
 
-// Runs this program with `arguments` and "--as HOST" on each host, over the cluster's launcher, until all have ended.
-// Gives what the first rank handed to tell_result. Errors: the first rank that ended badly and what the others made of
-// it; bad_input where that was its fault.
-runtime::Expected<nlohmann::json> run_ranks(const runtime::Cluster& cluster, const std::vector<std::string>& arguments,
-                                            const RanksOptions& options);
+struct RanksOutcome {
+  std::optional<nlohmann::json> result;  // the first rank's, where it came so far
+  std::vector<runtime::Exit> failures;   // in the order that ranks ended
+};
 
-// In a rank: the document for who launched it.
-void tell_result(const nlohmann::json& document);
+// Errors: a launcher that starts nothing, a directory that cannot be made, an interruption.
+runtime::Expected<RanksOutcome> run_ranks(const runtime::Cluster& cluster, const RanksOptions& options);
+
+// The first rank that ended, and what the others made of it, each different word once; bad_input where it ended as
+// commands do on that. REQUIRES: failures.
+runtime::Error fault_of(const std::vector<runtime::Exit>& failures);
 
 }  // namespace coppice::apps

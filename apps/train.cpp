@@ -84,11 +84,19 @@ Expected<nlohmann::json> train_on_hosts(const Options& options, const runtime::C
   add_path("--out", options.job.out);
   add_path("--checkpoint", options.job.checkpoint);
   add_path("--data", options.job.data);
-  const RanksOptions ranks{options.logs.empty() ? options.cluster + ".logs" : options.logs, true};
+  RanksOptions ranks;
+  ranks.cluster_file = options.cluster;
+  ranks.logs = options.logs;
+  ranks.command = arguments;
+  ranks.output = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };
   for (int restarts = options.job.checkpoint.empty() ? 0 : options.restarts;; --restarts) {
-    auto result = run_ranks(cluster, arguments, ranks);
-    if (result || restarts <= 0 || interrupted || result.error().code == runtime::ErrorCode::bad_input) return result;
-    std::fprintf(stderr, "%s; going on from %s\n", result.error().what.c_str(), options.job.checkpoint.c_str());
+    const auto outcome = run_ranks(cluster, ranks);
+    if (!outcome) return tl::unexpected(outcome.error());
+    if (outcome->failures.empty() && outcome->result) return *outcome->result;
+    if (outcome->failures.empty()) return runtime::failed("the first replica gave no result; see its log");
+    auto fault = fault_of(outcome->failures);
+    if (restarts <= 0 || fault.code == runtime::ErrorCode::bad_input) return tl::unexpected(std::move(fault));
+    std::fprintf(stderr, "%s; going on from %s\n", fault.what.c_str(), options.job.checkpoint.c_str());
   }
 }
 
@@ -107,7 +115,7 @@ Expected<void> run_train(const Options& options, const Shell& shell) {
   if (launches)
     tell(*document, shell);
   else
-    tell_result(*document);
+    print_result(*document);
   return {};
 }
 

@@ -8,6 +8,7 @@
 
 #include "actors/type_ids.hpp"
 #include "collectives/verify.hpp"
+#include "runtime/prober.hpp"
 #include "runtime/transport.hpp"
 
 namespace coppice::runtime {
@@ -72,9 +73,6 @@ Expected<collectives::Topology> topology_of(const Cluster& cluster) {
   return std::move(*topology);
 }
 
-namespace {
-
-// This host's ends of links that have addresses of their own.
 std::vector<std::string> link_addresses(const collectives::Topology& topology, const std::string& name) {
   const auto node = collectives::find_node(topology, name);
   std::vector<std::string> addresses;
@@ -84,6 +82,8 @@ std::vector<std::string> link_addresses(const collectives::Topology& topology, c
   }
   return addresses;
 }
+
+namespace {
 
 // Hosts at the other ends of this host's own links.
 std::vector<actors::Peer> neighbours_of(const collectives::Topology& topology, const std::string& name,
@@ -131,6 +131,15 @@ collectives::Topology degraded(const collectives::Topology& topology, int from, 
   if (!link || sgn(planned) == 0) return topology;
   const collectives::Rational share = std::min<collectives::Rational>(now / planned, 1);
   return collectives::with_capacity(topology, last, to, topology.links[static_cast<std::size_t>(*link)].capacity * share);
+}
+
+std::shared_ptr<Prober> prober_of(const CommunicatorOptions& options) {
+  ProberOptions probe;
+  probe.cluster = options.cluster;
+  probe.name = options.name;
+  probe.agent = actors::probe_timing(options.probe);
+  probe.progress = options.probe_progress;
+  return std::make_shared<Prober>(std::move(probe));
 }
 
 }  // namespace
@@ -211,12 +220,14 @@ Communicator::~Communicator() = default;
 
 int Communicator::rank() const { return parts_->rank; }
 int Communicator::size() const { return static_cast<int>(parts_->participants.size()); }
+collectives::Topology Communicator::topology() const { return parts_->links(); }
 Expected<collectives::Plan> Communicator::plan(Operation operation, int root) const { return parts_->plan(operation, root); }
 
 Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions options) {
   const auto* host = options.cluster.find(options.name);
   if (!host) return bad_input("the cluster file has no host named " + options.name);
-  auto topology = topology_of(options.cluster);
+  const bool probing = options.probe.count() > 0 && options.cluster.topology.empty();
+  auto topology = probing ? collectives::Topology{} : topology_of(options.cluster);
   if (!topology) return tl::unexpected(topology.error());
   auto identity = load_identity(options.cluster.keys, options.name);
   if (!identity) return tl::unexpected(identity.error());
@@ -229,7 +240,6 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   for (const auto& each : options.cluster.hosts) {
     if (each.name == options.name) parts->rank = static_cast<int>(names.size());
     names.push_back(each.name);
-    parts->participants.push_back(*collectives::find_node(parts->topology, each.name));
   }
   parts->options = std::move(options);
   const auto& kept = parts->options;
@@ -242,13 +252,30 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   transport.port = host->port;
   transport.hosts = kept.cluster.hosts;
   transport.linger_ms = 2'000;  // others may wait for this rank's last acknowledgement
+  const auto prober = probing ? prober_of(kept) : nullptr;
   auto opened = Transport::open(std::move(transport),
-                                [router = parts->router, names](actors::Delivery delivery) {
+                                [router = parts->router, names, prober](actors::Delivery delivery) {
+                                  if (std::holds_alternative<actors::ProbeNote>(delivery.message)) {
+                                    if (prober) prober->deliver(std::move(delivery));
+                                    return;
+                                  }
                                   // Only the group's own ranks: clients with a key of the cluster are not among them.
                                   if (std::ranges::find(names, delivery.from.name) != names.end()) router->deliver(std::move(delivery));
                                 });
   if (!opened) return tl::unexpected(opened.error());
   parts->transport = std::move(*opened);
+  // Over the transport that stays: who is done first may call at once, and its frames wait for those that are not.
+  if (prober) {
+    auto probed = prober->run(parts->transport);
+    if (!probed) return tl::unexpected(probed.error());
+    if (probed->report && !probed->report->faults.empty()) return failed("probing: " + collectives::in_words(probed->report->faults));
+    parts->topology = std::move(probed->topology);
+  }
+  for (const auto& each : names) {
+    const auto node = collectives::find_node(parts->topology, each);
+    if (!node) return failed("probing: no topology with " + each + " in it");
+    parts->participants.push_back(*node);
+  }
 
   parts->config = std::make_unique<caf::actor_system_config>();
   parts->config->set("scheduler.policy", caf::atom("sharing"));

@@ -17,7 +17,7 @@ def main():
         file, port = lab.rank_cluster(pathlib.Path(directory), 4)
 
         def bench(*flags):
-            done = lab.run("bench", "collective", "--cluster", file, "--json", "--repeat", 2, *flags)
+            done = lab.run("bench", "collective", "--cluster", file, "--probe-s", 0, "--json", "--repeat", 2, *flags)
             assert done.returncode == 0, (flags, done.stderr)
             return json.loads(done.stdout)
 
@@ -37,7 +37,7 @@ def main():
             done = lab.run("bench", "collective", "--cluster", file, *flags)
             assert done.returncode == 2 and word in done.stderr and done.stderr.count("\n") == 1, (flags, done.stderr)
         with lab.listener(port + 3):
-            done = lab.run("bench", "collective", "--cluster", file, "--bytes", "4K", "--patience-s", 2)
+            done = lab.run("bench", "collective", "--cluster", file, "--probe-s", 0, "--bytes", "4K", "--patience-s", 2)
             assert done.returncode == 1 and "h2" in done.stderr and str(port + 3) in done.stderr, done.stderr
 
 

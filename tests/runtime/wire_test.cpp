@@ -134,6 +134,36 @@ TEST(Wire, EveryTypeIsReadBack) {
   }
 }
 
+std::vector<ProbeNote> probe_notes() {
+  return {{1, ProbeHello{}},
+          {2, ProbeHere{}},
+          {3, MeasureOrder{collectives::Measure::Kind::share, "h1", "10.0.0.1", "10.0.0.2"}},
+          {4, MeasureDone{1'000'000, 81'000, 93'000, true, "why"}},
+          {5, ProbePing{7}},
+          {6, ProbePong{7}},
+          {7, ProbeBytes{SharedBytes::copy_of(std::vector<std::byte>(100, std::byte{3}))}},
+          {8, ProbeArrived{1ULL << 40, 2'000'000}},
+          {9, SurveyOver{"{}", "why not"}}};
+}
+
+TEST(Wire, EveryWordOfAProbeIsReadBack) {
+  const auto notes = probe_notes();
+  for (std::size_t kind = 0; kind < notes.size(); ++kind) {
+    const auto frame = encode(notes[kind]);
+    const auto back = decode(frame.head, frame.shared);
+    ASSERT_TRUE(back) << kind;
+    const auto& note = std::get<ProbeNote>(*back);
+    EXPECT_EQ(note.measure, kind + 1);
+    EXPECT_EQ(note.note.index(), kind);
+    EXPECT_EQ(encode(note).head, frame.head);
+    for (std::size_t size = 0; size < frame.head.size(); ++size) EXPECT_FALSE(decode(std::span(frame.head).first(size), frame.shared));
+    const std::vector<std::byte> bulk(4);
+    EXPECT_EQ(decode(frame.head, bulk).has_value(), std::holds_alternative<ProbeBytes>(note.note));
+  }
+  const auto frame = encode(notes[6]);
+  EXPECT_EQ(std::get<ProbeBytes>(std::get<ProbeNote>(*decode(frame.head, frame.shared)).note).bytes.size, 100U);
+}
+
 TEST(Wire, EveryTruncationIsRefused) {
   for (const auto& frame : samples())
     for (std::size_t size = 0; size < frame.head.size(); ++size)

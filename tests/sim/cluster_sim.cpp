@@ -78,6 +78,7 @@ struct Trace {
                    [](const CollectiveChunk&) {},  // no collectives in a simulated cluster
                    [](const CollectiveAck&) {},
                    [](const GroupNote&) {},
+                   [](const ProbeNote&) {},
                },
                message);
   }
