@@ -13,7 +13,8 @@ constexpr std::size_t kMarksMax = 64;
 constexpr double kWindowMin = 256 << 10, kWindowMax = 32 << 20;  // bytes on their way
 constexpr double kFrameMin = 16 << 10;
 constexpr double kFrame_s = 0.01;   // of a link's time in a frame
-constexpr double kQueued_s = 0.05;  // of a link's time that waits for it, beside what is under way
+// Of a link's time that waits for it, beside what is under way: its ends may be kept from it for so long.
+constexpr double kQueued_s = 0.15;
 
 double seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
 

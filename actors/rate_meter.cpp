@@ -33,7 +33,7 @@ double RateMeter::bytes_at(double at_s) const {
 }
 
 // Of the line of least squares through bytes(t), t in [from, to]: 12 / (to - from)³ ∫ bytes(t) (t - middle) dt.
-double RateMeter::slope(double from_s, double to_s) const {
+double RateMeter::slope_through(double from_s, double to_s) const {
   const double middle = (from_s + to_s) / 2, base = bytes_at(from_s);
   double sum = 0;
   const auto piece = [&](double u, double bytes_u, double v, double bytes_v) {  // Simpson's rule: exact here
@@ -50,6 +50,20 @@ double RateMeter::slope(double from_s, double to_s) const {
   return 12 * sum / std::pow(to_s - from_s, 3);
 }
 
+double RateMeter::slope_on_top(double from_s, double to_s) const {
+  std::vector<Sample> hull;
+  const auto rise = [](const Sample& a, const Sample& b) { return (b.bytes - a.bytes) / (b.at_s - a.at_s); };
+  for (auto next = std::ranges::lower_bound(samples_, from_s, {}, &Sample::at_s); next != samples_.end() && next->at_s <= to_s; ++next) {
+    if (!hull.empty() && next->at_s <= hull.back().at_s) continue;
+    while (hull.size() > 1 && rise(hull[hull.size() - 2], hull.back()) <= rise(hull.back(), *next)) hull.pop_back();
+    hull.push_back(*next);
+  }
+  if (hull.size() < 2) return 0;
+  const double middle = (hull.front().at_s + hull.back().at_s) / 2;
+  const auto end = std::ranges::lower_bound(hull, middle, {}, &Sample::at_s);
+  return rise(*std::prev(end), *end);
+}
+
 double RateMeter::recent() const {
   if (samples_.size() < 2) return 0;
   const double end = samples_.back().at_s, from = std::max(samples_.front().at_s, end - kRecent_s);
@@ -62,13 +76,14 @@ std::optional<RateMeter::Rate> RateMeter::rate() {
   if (!options_.settles) {
     // Up to the same moment as the others of the round, though a sample comes a little later.
     if (end < longest) return std::nullopt;
-    return Rate{slope(warm, longest), true};
+    return Rate{slope_through(warm, longest), true};
   }
   const double from = std::max(warm, end / 3), half = (from + end) / 2;
   if (end < next_look_s_ || end - from < seconds(options_.shortest)) return std::nullopt;
   next_look_s_ = end + kLook_s;
-  const double whole = slope(from, end);
-  if (whole > 0 && std::abs(slope(from, half) - slope(half, end)) <= options_.tolerance * whole) return Rate{whole, true};
+  const double first = slope_on_top(from, half), second = slope_on_top(half, end), whole = slope_on_top(from, end);
+  const auto [least, most] = std::minmax({first, second, whole});
+  if (least > 0 && most - least <= options_.tolerance * whole) return Rate{whole, true};
   if (end < longest) return std::nullopt;
   return Rate{whole, false};
 }

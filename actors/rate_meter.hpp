@@ -1,9 +1,10 @@
 // actors/rate_meter.hpp: how fast something comes, out of how much had come when. Pure.
 //
 // The beginning does not count: TCP is still finding its pace, and a shaped link lets the first bytes pass at once. From then
-// on the rate is the slope of the line of least squares through what came, which takes what comes in large lumps (64 KiB is
-// a twenty-fifth of a second on a slow link) for what it is on the average; when the slopes of both halves agree, it is
-// steady.
+// on a link that has enough to do delivers along a straight line, and whoever looks on sees it late: bytes come in lumps (64
+// KiB is a twenty-fifth of a second on a slow link), and a busy processor reads them when it gets to it. So what is seen lies
+// on that line or below, and the line is the one that lies on top of it: the edge of the upper hull over the middle of the
+// time. When it is as steep over both halves and over the whole, the rate is steady.
 #pragma once
 
 #include <chrono>
@@ -18,7 +19,9 @@ struct RateMeterOptions {
   std::chrono::microseconds shortest{800'000};  // that is measured over, after it
   double tolerance = 0.03;                      // between the two halves, of the whole's rate
   std::chrono::microseconds longest{3'000'000};  // with the warm-up
-  bool settles = true;  // false: lasts the longest time, whatever comes, and all after the warm-up counts
+  // false: lasts the longest time, whatever comes. It is one of several that share a link, and not steady by itself: the line
+  // is that of least squares through all after the warm-up, so that the rates of all add up to that of what they share.
+  bool settles = true;
 };
 
 class RateMeter {
@@ -45,7 +48,8 @@ class RateMeter {
     double bytes;
   };
   double bytes_at(double at_s) const;
-  double slope(double from_s, double to_s) const;
+  double slope_on_top(double from_s, double to_s) const;
+  double slope_through(double from_s, double to_s) const;
   RateMeterOptions options_;
   std::vector<Sample> samples_;
   double next_look_s_ = 0;
