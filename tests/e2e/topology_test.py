@@ -13,12 +13,6 @@ import lab  # noqa: E402
 HOSTS = 3
 
 
-def write_cluster(directory, topology=""):
-    file, port = lab.rank_cluster(directory, HOSTS)
-    file.write_text(f"{topology}\n{file.read_text()}")
-    return file, port
-
-
 def plan(topology):
     done = lab.run("plan", "--topology", topology, "--op", "allreduce", "--json")
     assert done.returncode == 0, done.stderr
@@ -41,7 +35,7 @@ def this_machine_is_described():
 def every_pair_is_probed():
     with tempfile.TemporaryDirectory(prefix="coppice-e2e-") as name:
         directory = pathlib.Path(name)
-        file, _ = write_cluster(directory)
+        file, _ = lab.rank_cluster(directory, HOSTS)
         out = directory / "topology.json"
         done = lab.run("topology", "--cluster", file, "--out", out, "--json", "--measure-s", 0.2)
         assert done.returncode == 0, done.stderr
@@ -54,14 +48,14 @@ def every_pair_is_probed():
         assert float(plan(out)["bound"].split("/")[0]) > 0
 
         # What came out is declared now; its links have the hosts' addresses.
-        file, _ = write_cluster(directory, 'topology = "topology.json"')
+        file.write_text(f'topology = "topology.json"\n{file.read_text()}')
         done = lab.run("topology", "--cluster", file, "--measure-s", 0.2)
         assert done.returncode == 0 and "Topology (declared)" in done.stdout, (done.stdout, done.stderr)
 
 
 def who_does_not_answer_is_named():
     with tempfile.TemporaryDirectory(prefix="coppice-e2e-") as name:
-        file, port = write_cluster(pathlib.Path(name))
+        file, port = lab.rank_cluster(pathlib.Path(name), HOSTS)
         with lab.listener(port + 3):  # h2's
             done = lab.run("topology", "--cluster", file, "--json", "--start-s", 2, "--measure-s", 0.2)
         assert done.returncode == 1, done.stderr
@@ -73,7 +67,7 @@ def who_does_not_answer_is_named():
 
 def a_bench_without_a_topology_probes():
     with tempfile.TemporaryDirectory(prefix="coppice-e2e-") as name:
-        file, _ = write_cluster(pathlib.Path(name))
+        file, _ = lab.rank_cluster(pathlib.Path(name), HOSTS)
         done = lab.run("bench", "collective", "--cluster", file, "--bytes", "64K", "--repeat", 1, "--probe-s", 0.2, "--json")
         assert done.returncode == 0, done.stderr
         run = json.loads(done.stdout)
