@@ -22,6 +22,16 @@ std::uint64_t nanoseconds(Duration duration) {
   return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(duration).count());
 }
 
+RateMeterOptions meter_options(const ProbeAgentOptions& options, Kind kind) {
+  if (kind == Kind::share) return options.share;
+  auto meter = options.rate;
+  if (kind == Kind::long_rate) {
+    meter.shortest *= 2;
+    meter.longest *= 2;
+  }
+  return meter;
+}
+
 }  // namespace
 
 ProbeAgentOptions probe_timing(std::chrono::milliseconds measure) {
@@ -83,7 +93,7 @@ void ProbeAgent::begin(Instant now, const Peer& leader, std::uint64_t measure, c
                   .heard = now,
                   .pinged_at = {},
                   .trips = {},
-                  .meter = RateMeter(order.kind == Kind::share ? options_.share : options_.rate),
+                  .meter = RateMeter(meter_options(options_, order.kind)),
                   .marks = {},
                   .rate = {}};
   const auto [at, fresh] = sending_.emplace(measure, std::move(sending));

@@ -10,6 +10,7 @@ struct Measure {
   enum class Kind : std::uint8_t {
     latency,  // round trips, one after another
     rate,     // until it is steady
+    long_rate,  // the same over twice the time
     share,    // of a total: lasts as long as the others of its round, steady or not
   };
   Kind kind = Kind::rate;

@@ -6,10 +6,11 @@
 //             In rounds in which no host takes part twice (tournament.hpp), one direction after the other. What measures of
 //             a round share beyond their hosts nobody knows, so that a figure counts only if it is as good as it can be:
 //             within 5 % of what is declared, or of what both hosts are known to reach with others. Everything else is
-//             measured again by itself, and the higher figure counts. What hosts reach alone is measured first, so that
-//             there is something to compare with.
+//             measured again by itself and for longer, and that counts. What hosts reach alone is measured first, so
+//             that there is something to compare with.
 //   totals    of each port of a switch: to all others of the segment at once, and from them
 //   trunks    between switches: from the hosts of one side to those of the other, all at once
+//             Totals and trunks that are off what is declared, or below what a pair reached, are measured once more.
 #pragma once
 
 #include <deque>
@@ -46,7 +47,7 @@ struct Finding {
   bool settled = true;
   double least_us = 0, median_us = 0;
   std::string fault;
-  double bytes_per_s() const { return company > alone ? company : alone; }
+  double bytes_per_s() const { return alone > 0 ? alone : company; }
   // It was slower in company: it shares a link, or a processor, with another of its round.
   bool disturbed() const { return company > 0 && alone > 1.05 * company; }
 };
@@ -58,6 +59,7 @@ struct Total {
   int link = -1;      // of the declared topology
   bool outward = true;  // of a port: leaving the host; of a link between switches: from -> to
   double declared = 0, bytes_per_s = 0;
+  int times = 0;  // that it has been measured
   std::string fault;
 };
 
@@ -102,12 +104,15 @@ class Survey {
   void plan_racks();
   void queue_total(Total total, const std::vector<Port>& from, const std::vector<Port>& to);
   void queue_rounds(const std::string& what, Measure::Kind kind, std::vector<int> findings);
-  void queue_alone(const std::string& what, const std::vector<int>& findings);
+  void queue_alone(const std::string& what, Measure::Kind kind, const std::vector<int>& findings);
   void add_links();
   std::vector<Port> ports_beside(const Port& port, bool outward) const;
   bool carries(const Port& port, bool outward) const;
   int pair(int from, int to) const;  // the finding of hosts' own addresses
   double expected(const Finding& finding) const;
+  bool in_doubt(const Finding& finding) const;
+  bool in_doubt(const Total& total) const;
+  void take_total(const Queued& round, const std::vector<Measured>& figures);
   HostRates host_rates() const;
   Topology measured_links(SurveyReport& report) const;
   Topology inferred(SurveyReport& report) const;
