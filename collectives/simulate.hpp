@@ -21,6 +21,7 @@ struct Transfer {
 struct LinkModel {
   double latency_s = 0;         // α
   double unit_bytes_per_s = 1;  // of a capacity of 1: 1 ÷ β
+  double overhead_bytes = 0;    // that every transfer takes on every link beside its own: heads of frames
 };
 
 // Seconds until all have arrived. REQUIRES: paths along links of the topology; `after` without cycles.
@@ -28,6 +29,9 @@ double simulate(const Topology& topology, const std::vector<Transfer>& transfers
 
 // Of a plan, each tree's share in chunks as schedule.hpp cuts it, at most chunks_max a tree. REQUIRES: verified.
 std::vector<Transfer> transfers_of(const Plan& plan, std::int64_t bytes, const LinkModel& model, int chunks_max = 256);
+
+// As program.hpp cuts it: every tree's share into about so many chunks, none above kChunkBytesMax.
+std::vector<Transfer> transfers_in_chunks(const Plan& plan, std::int64_t bytes, std::int64_t chunks);
 
 // What MPI libraries do for an allreduce among the hosts in their order, each message along a shortest way, the widest
 // among equals. Sources: Thakur, Rabenseifner and Gropp, Optimization of Collective Communication Operations in MPICH,

@@ -15,11 +15,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
 #include "actors/communicator.hpp"
-#include "collectives/planner.hpp"
+#include "collectives/hybrid.hpp"
 #include "runtime/cluster.hpp"
 #include "runtime/error.hpp"
 
@@ -72,6 +73,8 @@ struct CommunicatorOptions {
   bool tune = true;         // large calls of a kind try which number is fastest, with the first few, where chunks is 0
   // A call that stands still for so long has failed, though every rank that it began with is there.
   std::chrono::milliseconds patience{300'000};
+  std::optional<collectives::HybridRequest> hybrid = {};  // two kinds of links planned apart, instead of all together
+  std::shared_ptr<actors::HopLog> hops = {};              // notes every chunk that arrives here; nothing: none
 };
 
 class Communicator {

@@ -243,6 +243,13 @@ struct Transport::Io {
     }
   }
 
+  // "::ffff:10.0.0.1" is 10.0.0.1.
+  static std::string_view without_mapping(std::string_view address) {
+    constexpr std::string_view kMapped = "::ffff:";
+    if (address.starts_with(kMapped) && address.find('.') != std::string_view::npos) address.remove_prefix(kMapped.size());
+    return address;
+  }
+
   // A bounded number at a time, so that a flood from one side does not starve the others.
   static constexpr int kBatch = 64;
 
@@ -262,7 +269,10 @@ struct Transport::Io {
         ++counts.malformed;
         continue;
       }
-      deliver({user, in.parts[0].to_string()}, in, 1);
+      actors::Peer from{user, in.parts[0].to_string()};
+      if (options.note_addresses)
+        if (const char* address = in.parts[1].gets("Peer-Address")) from.to_address = without_mapping(address);
+      deliver(std::move(from), in, 1);
     }
   }
 
