@@ -14,13 +14,13 @@
 namespace coppice::actors {
 
 struct Hop {
-  RunId run;
+  RunId run = {};
   std::uint32_t tree = 0;
   Way way = Way::down;
   std::uint64_t chunk = 0;
   std::uint64_t bytes = 0;
-  std::string from;     // the rank that passed it on, by its key
-  std::string address;  // of the end that it came from, as the network says; empty where the transport does not note it
+  std::string from = {};     // the rank that passed it on, by its key
+  std::string address = {};  // of the end that it came from, as the network says; empty where the transport does not note it
   std::chrono::microseconds at{};  // of the machine's clock, since 1970
 };
 

@@ -122,7 +122,8 @@ class Reader {
 
   Expected<std::vector<int>> links_of(const json& list, const std::string& where) const {
     const auto known = [&](const json& link) {
-      return link.is_number_unsigned() && link.get<std::uint64_t>() < topology_.links.size();
+      if (!link.is_number_integer() || (!link.is_number_unsigned() && link.get<std::int64_t>() < 0)) return false;
+      return link.get<std::uint64_t>() < topology_.links.size();
     };
     if (!list.is_array() || !std::ranges::all_of(list, known))
       return malformed(where + ": an edge's \"links\" are indices of the topology's links, one a hop");

@@ -21,7 +21,7 @@ struct Topology;
 
 inline constexpr int kRanksMax = 4096;
 inline constexpr std::int64_t kProgramBytesMax = std::int64_t{1} << 40;  // of a whole buffer
-inline constexpr std::int64_t kChunkBytesMax = std::int64_t{1} << 20;
+inline constexpr std::int64_t kChunkBytesMax = std::int64_t{4} << 20;
 inline constexpr std::int64_t kChunksMax = std::int64_t{1} << 24;  // of one tree
 inline constexpr std::int64_t kWaitUsMax = 10'000'000;
 

@@ -195,38 +195,42 @@ double simulate(const Topology& topology, const std::vector<Transfer>& transfers
   std::vector<std::vector<int>> then(transfers.size());
   std::vector<int> waits(transfers.size(), 0);
   std::vector<double> ready(transfers.size(), 0);
-  using Event = std::pair<double, int>;
+  std::vector<double> through(transfers.size(), 0);  // when the last byte is through the links that it has begun on
+  struct Event {
+    double time;
+    int transfer;
+    std::size_t hop;  // index into the path of the link's far end
+    auto operator<=>(const Event&) const = default;
+  };
   std::priority_queue<Event, std::vector<Event>, std::greater<>> open;
   for (std::size_t at = 0; at < transfers.size(); ++at) {
     waits[at] = static_cast<int>(transfers[at].after.size());
     for (const int before : transfers[at].after) then[index(before)].push_back(static_cast<int>(at));
-    if (waits[at] == 0) open.emplace(0.0, static_cast<int>(at));
+    if (waits[at] == 0) open.push({0.0, static_cast<int>(at), 1});
   }
   double last = 0;
   while (!open.empty()) {
-    const auto [since, at] = open.top();
+    const Event event = open.top();
     open.pop();
-    const Transfer& transfer = transfers[index(at)];
-    double begin = since;
-    double slowest = 0;
-    for (std::size_t hop = 1; hop < transfer.path.size(); ++hop) {
-      const Pair link{transfer.path[hop - 1], transfer.path[hop]};
-      begin = std::max(begin, free_at[link]);
-      slowest = std::max(slowest, (transfer.bytes + model.overhead_bytes) / (capacity.at(link) * model.unit_bytes_per_s));
-    }
-    if (begin > since) {  // others may begin before: it asks again when its links should be free
-      open.emplace(begin, at);
+    const Transfer& transfer = transfers[index(event.transfer)];
+    const Pair link{transfer.path[event.hop - 1], transfer.path[event.hop]};
+    if (free_at[link] > event.time) {  // others may begin before: it asks again when the link should be free
+      open.push({free_at[link], event.transfer, event.hop});
       continue;
     }
-    for (std::size_t hop = 1; hop < transfer.path.size(); ++hop) {
-      const Pair link{transfer.path[hop - 1], transfer.path[hop]};
-      free_at[link] = begin + (transfer.bytes + model.overhead_bytes) / (capacity.at(link) * model.unit_bytes_per_s);
+    const double takes = (transfer.bytes + model.overhead_bytes) / (capacity.at(link) * model.unit_bytes_per_s);
+    free_at[link] = event.time + takes;
+    double& done = through[index(event.transfer)];
+    done = std::max(done, event.time + takes);
+    if (event.hop + 1 < transfer.path.size()) {
+      open.push({event.time, event.transfer, event.hop + 1});
+      continue;
     }
-    const double arrived = begin + model.latency_s + slowest;
+    const double arrived = done + model.latency_s;
     last = std::max(last, arrived);
-    for (const int next : then[index(at)]) {
+    for (const int next : then[index(event.transfer)]) {
       ready[index(next)] = std::max(ready[index(next)], arrived);
-      if (--waits[index(next)] == 0) open.emplace(ready[index(next)], next);
+      if (--waits[index(next)] == 0) open.push({ready[index(next)], next, 1});
     }
   }
   return last;

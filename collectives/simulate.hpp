@@ -1,8 +1,9 @@
 // collectives/simulate.hpp: how long transfers take on a topology, chunk by chunk, by the α-β model of its links.
 //
-// A transfer goes along a path of links: it begins when what it waits for has arrived and all its links are free, holds
-// each link for bytes ÷ capacity, and arrives a latency and its slowest link's time later. Links serve in the order in
-// which transfers become ready. Source: Hockney 1994 (α-β); cut-through at switches.
+// A transfer goes along a path of links: it begins when what it waits for has arrived, passes each link when that is free,
+// holds it for bytes ÷ capacity, and arrives a latency after its last byte is through. Links serve in the order in which
+// transfers reach them; switches pass on what they have begun to receive, and keep what has to wait. Source: Hockney 1994
+// (α-β); cut-through at switches.
 #pragma once
 
 #include <cstdint>

@@ -243,11 +243,16 @@ struct Transport::Io {
     }
   }
 
-  // "::ffff:10.0.0.1" is 10.0.0.1.
-  static std::string_view without_mapping(std::string_view address) {
+  // The address that a frame came from: "10.0.0.1", also where the socket says "::ffff:10.0.0.1". Empty: not known.
+  static std::string address_of(zmq::message_t& part) {
     constexpr std::string_view kMapped = "::ffff:";
-    if (address.starts_with(kMapped) && address.find('.') != std::string_view::npos) address.remove_prefix(kMapped.size());
-    return address;
+    try {
+      std::string_view address = part.gets("Peer-Address");
+      if (address.starts_with(kMapped) && address.find('.') != std::string_view::npos) address.remove_prefix(kMapped.size());
+      return std::string(address);
+    } catch (const zmq::error_t&) {
+      return "";
+    }
   }
 
   // A bounded number at a time, so that a flood from one side does not starve the others.
@@ -269,10 +274,7 @@ struct Transport::Io {
         ++counts.malformed;
         continue;
       }
-      actors::Peer from{user, in.parts[0].to_string()};
-      if (options.note_addresses)
-        if (const char* address = in.parts[1].gets("Peer-Address")) from.to_address = without_mapping(address);
-      deliver(std::move(from), in, 1);
+      deliver({user, in.parts[0].to_string(), "", options.note_addresses ? address_of(in.parts[1]) : ""}, in, 1);
     }
   }
 
