@@ -97,8 +97,8 @@ class Contents {
 
 class Rank {
  public:
-  Rank(runtime::Communicator& group, const CollectiveLoad& load, int root)
-      : group_(group), load_(load), root_(root), contents_(load, group.size()) {}
+  Rank(runtime::Communicator& group, const CollectiveLoad& load, int root, actors::HopLog* hops)
+      : group_(group), load_(load), root_(root), hops_(hops), contents_(load, group.size()) {}
 
   struct Measured {
     double seconds = 0;
@@ -114,12 +114,14 @@ class Rank {
     if (out_.data() != in_.data()) std::ranges::fill(out_, std::byte{0xa5});
     if (auto met = meet(); !met) return tl::unexpected(met.error());
 
+    if (hops_) hops_->record(true);
     const auto begun = std::chrono::steady_clock::now();
     const bool in_place = load_.operation == Operation::broadcast || load_.operation == Operation::allreduce;
     const std::span<std::byte> out = in_place ? std::span(in_) : std::span(out_);
     const auto completion = group_.call(load_.operation, load_.element, load_.reduction, root_, in_, out);
     const auto done = completion.wait();
     const auto took = std::chrono::steady_clock::now() - begun;
+    if (hops_) hops_->record(false);
     if (!done) return tl::unexpected(done.error());
 
     Measured measured;
@@ -179,6 +181,7 @@ class Rank {
   runtime::Communicator& group_;
   const CollectiveLoad& load_;
   int root_;
+  actors::HopLog* hops_;
   Contents contents_;
   Bytes in_, out_;
   std::size_t in_first_ = 0, out_first_ = 0;  // bytes
@@ -202,7 +205,7 @@ double median(std::vector<double> values) {
 }  // namespace
 
 Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runtime::Cluster& cluster,
-                                        const CollectiveLoad& load) {
+                                        const CollectiveLoad& load, actors::HopLog* hops) {
   int root = 0;
   for (std::size_t i = 0; i < cluster.hosts.size(); ++i)
     if (cluster.hosts[i].name == load.root) root = static_cast<int>(i);
@@ -211,7 +214,7 @@ Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runt
   if (!plan) return tl::unexpected(plan.error());
   const auto unit = collectives::unit_bytes_per_s(topology.unit);
 
-  Rank rank(group, load, root);
+  Rank rank(group, load, root, hops);
   auto runs = nlohmann::json::array();
   const auto total = static_cast<std::int64_t>(load.bytes.size()) * (load.repeat + load.warm_up);
   Progress bar("repetitions", total);

@@ -66,6 +66,10 @@ runtime::Expected<void> start(runtime::Launcher& launcher, const runtime::Cluste
 void print_result(const nlohmann::json& result) { print_line(kResult, result.dump()); }
 void print_progress(const std::string& line) { print_line(kProgress, line); }
 
+std::filesystem::path logs_of(const RanksOptions& options) {
+  return options.logs.empty() ? options.cluster_file + ".logs" : options.logs;
+}
+
 runtime::Error fault_of(const std::vector<runtime::Exit>& failures) {
   std::string text = "rank " + failures.front().name + ": " + failures.front().reason;
   std::set<std::string> said{failures.front().reason};
@@ -77,7 +81,7 @@ runtime::Error fault_of(const std::vector<runtime::Exit>& failures) {
 }
 
 runtime::Expected<RanksOutcome> run_ranks(const runtime::Cluster& cluster, const RanksOptions& options) {
-  const std::filesystem::path logs = options.logs.empty() ? options.cluster_file + ".logs" : options.logs;
+  const auto logs = logs_of(options);
   std::error_code fault;
   std::filesystem::create_directories(logs, fault);
   if (fault) return runtime::bad_input("cannot make " + logs.string() + ": " + fault.message());

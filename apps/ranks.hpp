@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -27,6 +28,8 @@ struct RanksOptions {
   std::function<void(const std::string&)> progress;  // a line of the first rank's print_progress
   std::function<void(const std::string&)> output;    // any other line of its output
 };
+
+std::filesystem::path logs_of(const RanksOptions& options);  // the directory; a file NAME.log a host
 
 struct RanksOutcome {
   std::optional<nlohmann::json> result;  // the first rank's, where it came so far

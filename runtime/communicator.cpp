@@ -104,13 +104,14 @@ std::vector<actors::Peer> neighbours_of(const collectives::Topology& topology, c
 
 // The topology when a rank's edge to another carries so much. Where switches are between the two, the last link is taken
 // to be at fault, in proportion: what else comes over it is still there.
-collectives::Topology degraded(const collectives::Topology& topology, int from, int to, std::int64_t bytes_per_s,
-                               const collectives::Plan* plan) {
+collectives::Topology degraded(const collectives::Topology& topology, int from, int to, const collectives::RankEdge& ends,
+                               std::int64_t bytes_per_s, const collectives::Plan* plan) {
   const auto unit = collectives::unit_bytes_per_s(topology.unit);
   if (!unit) return topology;
   collectives::Rational now(mpz_class(std::to_string(bytes_per_s)));
   now /= *unit;
-  if (collectives::link_between(topology, from, to)) return collectives::with_capacity(topology, from, to, now);
+  if (collectives::link_between(topology, from, to))
+    return collectives::with_link_capacity(topology, from, to, ends.from_address, ends.to_address, now);
   if (!plan) return topology;
   collectives::Rational planned;
   int last = -1;
@@ -165,11 +166,15 @@ struct Communicator::Parts {
     system.reset();
   }
 
+  collectives::PlanRequest request(Operation operation, int root) const {
+    collectives::PlanRequest wanted{.operation = operation, .planner = options.planner};
+    wanted.participants = participants;
+    if (root >= 0) wanted.root = participants[static_cast<std::size_t>(root)];
+    return wanted;
+  }
+
   Expected<collectives::Plan> plan(Operation operation, int root) const {
-    collectives::PlanRequest request{.operation = operation, .planner = options.planner};
-    request.participants = participants;
-    if (root >= 0) request.root = participants[static_cast<std::size_t>(root)];
-    auto plan = collectives::make_plan(links(), request);
+    auto plan = collectives::make_plan(links(), request(operation, root));
     if (!plan) return failed(one_line(plan.error().what));
     return std::move(*plan);
   }
@@ -184,7 +189,7 @@ struct Communicator::Parts {
     if (edge.from < 0 || edge.from >= ranks || edge.to < 0 || edge.to >= ranks) return;
     const int from = participants[static_cast<std::size_t>(edge.from)], to = participants[static_cast<std::size_t>(edge.to)];
     const auto planned = plan(Operation::allreduce, -1);
-    auto now = degraded(links(), from, to, bytes_per_s, planned ? &*planned : nullptr);
+    auto now = degraded(links(), from, to, edge, bytes_per_s, planned ? &*planned : nullptr);
     const std::lock_guard lock(mutex);
     topology = std::move(now);
   }
@@ -193,10 +198,7 @@ struct Communicator::Parts {
                                                          const std::vector<collectives::RankProgress>& progress) const {
     const auto now = links();
     const auto replan = [&](Operation operation, int root) -> collectives::Expected<collectives::Plan> {
-      collectives::PlanRequest request{.operation = operation, .planner = options.planner};
-      request.participants = participants;
-      if (root >= 0) request.root = participants[static_cast<std::size_t>(root)];
-      return collectives::make_plan(now, request);
+      return collectives::make_plan(now, request(operation, root));
     };
     auto rest = collectives::resume(program, progress, kind.root, replan, now,
                                     std::max<std::int64_t>(collectives::chunks_of(program), 1));
@@ -205,11 +207,19 @@ struct Communicator::Parts {
   }
 
   tl::expected<collectives::Program, std::string> program(const CallKind& kind, std::int64_t chunks) const {
+    const collectives::ProgramOptions cut{.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes,
+                                          .chunks = chunks > 0 ? chunks : options.chunks};
+    if (options.hybrid) {
+      const auto hybrid = collectives::plan_hybrid(links(), request(kind.operation, kind.root), *options.hybrid,
+                                                   static_cast<double>(kind.bytes));
+      if (!hybrid) return tl::unexpected(hybrid.error().what);
+      auto program = collectives::make_program(*hybrid, cut);
+      if (!program) return tl::unexpected(program.error().what);
+      return std::move(*program);
+    }
     const auto planned = plan(kind.operation, kind.root);
     if (!planned) return tl::unexpected(planned.error().what);
-    auto program = collectives::make_program(
-        *planned, links(),
-        {.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes, .chunks = chunks > 0 ? chunks : options.chunks});
+    auto program = collectives::make_program(*planned, links(), cut);
     if (!program) return tl::unexpected(program.error().what);
     return std::move(*program);
   }
@@ -250,6 +260,7 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   transport.bind_address = host->address;
   transport.link_addresses = link_addresses(parts->topology, kept.name);
   transport.port = host->port;
+  transport.note_addresses = kept.hops != nullptr;
   transport.hosts = kept.cluster.hosts;
   transport.linger_ms = 2'000;  // others may wait for this rank's last acknowledgement
   const auto prober = probing ? prober_of(kept) : nullptr;
@@ -286,6 +297,7 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   communicate.names = names;
   communicate.router = parts->router;
   communicate.patience = kept.patience;
+  communicate.hops = kept.hops;
   if (!kept.tune || kept.chunks > 0) communicate.tune_from = INT64_MAX;
   communicate.plan = [raw = parts.get()](const CallKind& kind, std::int64_t chunks) { return raw->program(kind, chunks); };
   communicate.resume = [raw = parts.get()](const CallKind& kind, const collectives::Program& program, const auto& progress) {

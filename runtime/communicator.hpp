@@ -15,11 +15,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
 #include "actors/communicator.hpp"
-#include "collectives/planner.hpp"
+#include "collectives/hybrid.hpp"
 #include "runtime/cluster.hpp"
 #include "runtime/error.hpp"
 
@@ -76,6 +77,8 @@ struct CommunicatorOptions {
   std::function<void(const std::string&)> probe_progress = {};  // at the first rank
   // A call that stands still for so long has failed, though every rank that it began with is there.
   std::chrono::milliseconds patience{300'000};
+  std::optional<collectives::HybridRequest> hybrid = {};  // two kinds of links planned apart, instead of all together
+  std::shared_ptr<actors::HopLog> hops = {};              // notes every chunk that arrives here; nothing: none
 };
 
 class Communicator {

@@ -269,8 +269,9 @@ void pack_program(Packer& pk, const collectives::Program& program) {
   pk.pack(program.bytes);
   pk.pack_array(static_cast<std::uint32_t>(program.trees.size()));
   for (const auto& tree : program.trees) {
-    pk.pack_array(8);
+    pk.pack_array(9);
     pk.pack(tree.bytes_per_s);
+    pk.pack(tree.wait_us);
     pk.pack(tree.root);
     pk.pack(tree.keeper);
     pk.pack(tree.known_at_root);
@@ -454,6 +455,7 @@ collectives::Program program(Fields& outer) {
     Fields fields(entry);
     collectives::TreeProgram tree;
     tree.bytes_per_s = fields.int64();
+    tree.wait_us = fields.int64();
     tree.root = fields.int32();
     tree.keeper = fields.int32();
     tree.known_at_root = fields.boolean();

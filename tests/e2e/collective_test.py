@@ -31,9 +31,16 @@ def main():
                     run = bench("--op", OPERATIONS[1 + i % 2], "--element", element, "--reduction", reduction, "--bytes", "64K")
                     assert run["verified"] and run["element"] == element and run["reduction"] == reduction, run
         assert bench("--op", "allreduce", "--bytes", "64K", "--planner", "best_ring")["verified"]
+        trace = pathlib.Path(directory) / "trace.jsonl"
+        run = bench("--op", "broadcast", "--bytes", "300K", "--chunks", 5, "--trace", trace)
+        hops = [json.loads(line) for line in trace.read_text().splitlines()]
+        assert run["verified"] and hops
+        assert all(hop["way"] == "down" and hop["chunk"] < 6 and hop["from"] != hop["to"] for hop in hops), hops[:3]
+        for call in {hop["call"] for hop in hops}:
+            assert sum(hop["bytes"] for hop in hops if hop["call"] == call) == 3 * (300 << 10), call
 
         for flags, word in ((("--op", "alltoall"), "alltoall"), (("--root", "h9"), "h9"), (("--element", "int8"), "int8"),
-                            (("--bytes", "-1"), "--bytes"), (("--planner", "best"), "best")):
+                            (("--bytes", "-1"), "--bytes"), (("--hybrid", "pcie:1"), "--kind"), (("--kind", "pcie"), "--hybrid"), (("--planner", "best"), "best")):
             done = lab.run("bench", "collective", "--cluster", file, *flags)
             assert done.returncode == 2 and word in done.stderr and done.stderr.count("\n") == 1, (flags, done.stderr)
         with lab.listener(port + 3):

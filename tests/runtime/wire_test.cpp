@@ -109,6 +109,28 @@ RC_GTEST_PROP(Wire, TransfersComeThroughWhole, ()) {
   }
 }
 
+TEST(Wire, AProgramIsReadBackWholeAndABadOneIsNot) {
+  collectives::Program program;
+  program.element = collectives::Element::bytes;
+  program.ranks = 2;
+  program.bytes = 100;
+  program.trees.push_back({.root = 0,
+                           .up = {},
+                           .down = {{0, 1, "10.0.0.1", "10.0.0.2", true}},
+                           .share = {{0, 60}, {80, 20}},
+                           .chunk_bytes = 10,
+                           .bytes_per_s = 5'000,
+                           .wait_us = 200'000});
+  const GroupNote note{1, 2, -1, true, ProgramOffer{{3, 4}, true, program}};
+  const auto frame = encode(note);
+  const auto back = decode(frame.head, frame.bulk);
+  ASSERT_TRUE(back);
+  EXPECT_EQ(std::get<ProgramOffer>(std::get<GroupNote>(*back).note).program, program);
+  program.trees[0].wait_us = -1;
+  const auto bad = encode(GroupNote{1, 2, -1, true, ProgramOffer{{3, 4}, true, program}});
+  EXPECT_FALSE(decode(bad.head, bad.bulk));
+}
+
 std::vector<Frame> samples() {
   InferReply reply;
   reply.scores = {1.0F, std::numeric_limits<float>::quiet_NaN()};
