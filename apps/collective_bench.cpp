@@ -187,7 +187,7 @@ class Rank {
   std::size_t in_first_ = 0, out_first_ = 0;  // bytes
 };
 
-constexpr int kWarmUpMax = 20;  // calls, for links so uneven that nothing settles
+constexpr int kWarmUpMax = 24;  // calls, for links so uneven that nothing settles
 
 // What nccl-tests multiplies by to compare operations with one another.
 double bus_factor(Operation operation, int ranks) {
