@@ -187,7 +187,7 @@ class Rank {
   std::size_t in_first_ = 0, out_first_ = 0;  // bytes
 };
 
-constexpr int kWarmUpMax = 20;  // calls, for links so uneven that nothing settles
+constexpr int kWarmUpMax = 24;  // calls, for links so uneven that nothing settles
 
 // What nccl-tests multiplies by to compare operations with one another.
 double bus_factor(Operation operation, int ranks) {
@@ -223,12 +223,13 @@ Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runt
     std::vector<double> seconds;
     std::int64_t wrong = 0;
     actors::CallReport report;
-    int warm = 0;
+    int warm = 0, replans = 0;
     for (bool settled = false; std::ssize(seconds) < load.repeat;) {
       const auto once = rank.once(bytes);
       if (!once) return tl::unexpected(once.error());
       wrong += once->wrong;
       report = once->report;
+      replans += report.attempts - 1;
       if (settled || load.warm_up == 0)
         seconds.push_back(once->seconds);
       else
@@ -254,7 +255,8 @@ Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runt
                        {"verified", wrong == 0},
                        {"trees", report.trees},
                        {"chunks", report.chunks},
-                       {"attempts", report.attempts}};
+                       {"attempts", report.attempts},
+                       {"replans", replans}};
     if (collectives::combines(load.operation)) run["reduction"] = name(load.reduction);
     runs.push_back(std::move(run));
   }

@@ -214,11 +214,21 @@ double simulate(const Topology& topology, const std::vector<Transfer>& transfers
     open.pop();
     const Transfer& transfer = transfers[index(event.transfer)];
     const Pair link{transfer.path[event.hop - 1], transfer.path[event.hop]};
-    if (free_at[link] > event.time) {  // others may begin before: it asks again when the link should be free
-      open.push({free_at[link], event.transfer, event.hop});
+    const auto takes_on = [&](const Pair& each) {
+      return (transfer.bytes + model.overhead_bytes) / (capacity.at(each) * model.unit_bytes_per_s);
+    };
+    double begin = std::max(event.time, free_at[link]);
+    if (event.hop == 1) {
+      for (std::size_t hop = 2; hop < transfer.path.size(); ++hop) {
+        const Pair later{transfer.path[hop - 1], transfer.path[hop]};
+        begin = std::max(begin, free_at[later] - model.queue_bytes / (capacity.at(later) * model.unit_bytes_per_s));
+      }
+    }
+    if (begin > event.time) {  // others may begin before: it asks again when there should be room
+      open.push({begin, event.transfer, event.hop});
       continue;
     }
-    const double takes = (transfer.bytes + model.overhead_bytes) / (capacity.at(link) * model.unit_bytes_per_s);
+    const double takes = takes_on(link);
     free_at[link] = event.time + takes;
     double& done = through[index(event.transfer)];
     done = std::max(done, event.time + takes);

@@ -2,8 +2,8 @@
 //
 // A transfer goes along a path of links: it begins when what it waits for has arrived, passes each link when that is free,
 // holds it for bytes ÷ capacity, and arrives a latency after its last byte is through. Links serve in the order in which
-// transfers reach them; switches pass on what they have begun to receive, and keep what has to wait. Source: Hockney 1994
-// (α-β); cut-through at switches.
+// transfers reach them; switches pass on what they have begun to receive, and keep what has to wait, up to a
+// queue's size. Source: Hockney 1994 (α-β); cut-through at switches.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,9 @@ struct LinkModel {
   double latency_s = 0;         // α
   double unit_bytes_per_s = 1;  // of a capacity of 1: 1 ÷ β
   double overhead_bytes = 0;    // that every transfer takes on every link beside its own: heads of frames
+  // That may wait for a link at a switch; whoever would send more sends something else first, since hosts have a
+  // connection for each way and one that stands still holds up no other.
+  double queue_bytes = 256 << 10;
 };
 
 // Seconds until all have arrived. REQUIRES: paths along links of the topology; `after` without cycles.

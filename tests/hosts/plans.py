@@ -41,6 +41,7 @@ class Work:
         self.options, self.lab = options, lab
         self.cluster = lab.write_cluster(pathlib.Path(directory))
         self.topology = self.cluster.parent / "topology.json"
+        self.replans = 0  # of links that were taken for slow: on a machine that has time there are none
         self.coppice("keys", "--cluster", self.cluster)
 
     def coppice(self, *words: Any) -> str:
@@ -54,6 +55,9 @@ class Work:
                                       bytes or self.options.bytes, "--repeat", repeat, *flags))
         if not run["verified"]:
             raise netlab.LabError(f"{self.lab.name}: {op} {flags}: wrong contents")
+        if run["replans"]:  # what follows is planned for a link that is not there
+            self.replans += run["replans"]
+            print(f"  {self.lab.name}: {op} {' '.join(map(str, flags))}: a link was taken for slow: this machine is busy", file=sys.stderr)
         return run
 
     def plan(self, op: str, *flags: Any, topology: pathlib.Path | None = None) -> dict[str, Any]:
