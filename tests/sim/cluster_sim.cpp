@@ -350,7 +350,7 @@ void Cluster::Inside::carry(int from, std::uint64_t life, const Peer& to, DataMe
   if (to.name == kClient) return to_client(std::move(message));
   const auto index_of = [](const std::string& name) { return name == kGateway ? -1 : std::stoi(name.substr(1)); };
   const int target = index_of(to.name);
-  if (from < 0)  // before any loss: the gateway asked, whether or not the frame arrives
+  if (from < 0 && options.blocks == 0)  // before any loss: the gateway asked, whether or not the frame arrives
     if (const auto* item = std::get_if<WorkItem>(&message)) {
       auto& wire = wires[static_cast<std::uint64_t>(item->request)];
       wire.opened = now();
