@@ -1,7 +1,5 @@
 #include "actors/head_choice.hpp"
 
-#include <algorithm>
-
 namespace coppice::actors {
 
 HeadChoice::HeadChoice(std::vector<std::vector<int>> order, Duration suspicion)
@@ -20,10 +18,5 @@ std::optional<int> HeadChoice::choose(int block, const std::function<bool(int)>&
 }
 
 void HeadChoice::suspect(int block, int head, Instant now) { suspected_[static_cast<std::size_t>(block)][head] = now; }
-
-bool HeadChoice::may_head(int block, int head) const {
-  const auto& order = order_[static_cast<std::size_t>(block)];
-  return std::find(order.begin(), order.end(), head) != order.end();
-}
 
 }  // namespace coppice::actors

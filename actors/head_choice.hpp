@@ -24,7 +24,6 @@ class HeadChoice {
   // The first that is ready and above suspicion; where there is none, the one that is ready and longest under it.
   std::optional<int> choose(int block, const std::function<bool(int head)>& ready, Instant now) const;
   void suspect(int block, int head, Instant now);
-  bool may_head(int block, int head) const;
 
  private:
   std::vector<std::vector<int>> order_;

@@ -358,14 +358,14 @@ CodeSection read_code(const Section& top, const toml::table& root, int workers) 
   const int blocks = std::max(1, code.blocks);
   const auto hosts = std::to_string(workers) + " worker hosts (every [[host]] but the gateway)";
   if (workers % blocks != 0)
-    section.fail("blocks", "is " + std::to_string(blocks) + " but " + hosts + " cannot be shared out over as many");
+    section.fail("blocks", "is " + std::to_string(blocks) + " but the file has " + hosts + ", which cannot be shared out over as many");
   const int n = static_cast<int>(section.number("workers", 1, coding::kWorkersMax).value_or(workers / blocks));
   if (n * blocks != workers) {
     section.fail("workers", "is " + std::to_string(n) + (code.blocks > 0 ? " in each of " + std::to_string(blocks) + " blocks" : "") +
                                 " but the file has " + hosts);
   }
   if (n > coding::kWorkersMax) {
-    section.fail("workers", "one code takes " + std::to_string(coding::kWorkersMax) + " and the file has " + hosts +
+    section.fail("workers", "one code takes at most " + std::to_string(coding::kWorkersMax) + " workers and the file has " + hosts +
                                 "; share them out with code.blocks");
   }
   code.shape.workers = n;
