@@ -78,6 +78,17 @@ struct CodedResponse {
   Floats values;  // y = G_worker z
 };
 
+// gateway -> block head: answer this item for one block (coding/block.hpp) with one BlockScore
+struct BlockItem {
+  RequestId request{};
+  Epoch epoch{};
+  std::uint32_t block = 0;
+  std::uint64_t asked = 0;        // bit p: the block's worker at place p is asked
+  std::uint32_t patience_us = 0;  // until then the block's best estimate is given
+  bool record = false;            // whether the score lists the arrivals
+  SharedFloats item;
+};
+
 enum class ReplyStatus : std::uint8_t {
   ok = 0,        // at least k useful responses
   degraded = 1,  // the best estimate from fewer than k
@@ -94,6 +105,23 @@ struct ArrivalRecord {
   Floats values;
 };
 
+// block head -> gateway: all that a block says. Numbers are finite.
+struct BlockScore {
+  RequestId request{};
+  Epoch epoch{};
+  std::uint32_t block = 0;
+  ReplyStatus status = ReplyStatus::ok;  // ok, degraded or no_response
+  std::int32_t label = -1;               // the best class; -1: no_response
+  float score = 0, runner_up = 0, log_sum_exp = 0;
+  std::uint32_t head_us = 0;             // from the item's arrival at the head to this
+  std::vector<ArrivalRecord> arrivals;   // in order; empty unless asked for
+};
+
+// gateway -> block head: nobody waits for this worker any more
+struct WorkerGone {
+  std::uint32_t worker = 0;
+};
+
 // decoder -> client
 struct InferReply {
   std::uint64_t tag = 0;
@@ -102,8 +130,9 @@ struct InferReply {
   ReplyStatus status = ReplyStatus::ok;
   std::int32_t label = -1;
   float margin = 0;
+  float probability = 0;                // of label; 0 unless the classes are decoded block by block
   std::uint32_t gateway_us = 0;         // from the supervisor's receipt to this reply
-  Floats scores;                        // one per class; empty unless ok or degraded
+  Floats scores;                        // one per class; empty unless ok or degraded, and with blocks
   std::vector<ArrivalRecord> arrivals;  // in order; empty unless asked for
   std::string error;                    // for a person; empty when ok
 };
@@ -309,7 +338,7 @@ struct TextReply {
 // Everything that may travel as a frame.
 using DataMessage = std::variant<InferRequest, WorkItem, CodedResponse, InferReply, TransferOpen, WeightChunk, ChunkAck,
                                  StatusRequest, FaultRequest, TextReply, CollectiveChunk, CollectiveAck, GroupNote,
-                                 ProbeNote>;
+                                 ProbeNote, BlockItem, BlockScore, WorkerGone>;
 
 // A data message that reached this node, with the peer whose key it came under.
 struct Delivery {
@@ -344,6 +373,6 @@ struct SetFaults {
   std::uint32_t worker = 0, workers = 0;
 };
 
-inline constexpr std::uint32_t kVersion = 1;
+inline constexpr std::uint32_t kVersion = 2;
 
 }  // namespace coppice::actors

@@ -70,23 +70,28 @@ struct Writer {
     bulk = raw(m.values);
   }
   void operator()(const InferReply& m) {
-    begin(3, 10);
+    begin(3, 11);
     pk.pack(m.tag);
     pk.pack(m.request);
     pk.pack(m.epoch);
     pk.pack(static_cast<std::uint8_t>(m.status));
     pk.pack(m.label);
-    pk.pack(std::bit_cast<std::uint32_t>(m.margin));
+    real(m.margin);
+    real(m.probability);
     pk.pack(m.gateway_us);
     pack_floats(pk, m.scores);
-    pk.pack_array(static_cast<std::uint32_t>(m.arrivals.size()));
-    for (const auto& arrival : m.arrivals) {
+    arrivals(m.arrivals);
+    pk.pack(m.error);
+  }
+  void real(float value) { pk.pack(std::bit_cast<std::uint32_t>(value)); }
+  void arrivals(const std::vector<ArrivalRecord>& records) {
+    pk.pack_array(static_cast<std::uint32_t>(records.size()));
+    for (const auto& arrival : records) {
       pk.pack_array(3);
       pk.pack(arrival.worker);
       pk.pack(arrival.at_us);
       pack_floats(pk, arrival.values);
     }
-    pk.pack(m.error);
   }
   void operator()(const TransferOpen& m) {
     begin(4, 6);
@@ -143,6 +148,33 @@ struct Writer {
     pk.pack(number(m.way));
     pk.pack(m.consumed);
     pk.pack(m.arrived);
+  }
+  void operator()(const BlockItem& m) {
+    begin(14, 6);
+    pk.pack(number(m.request));
+    pk.pack(number(m.epoch));
+    pk.pack(m.block);
+    pk.pack(m.asked);
+    pk.pack(m.patience_us);
+    pk.pack(m.record);
+    if (m.item) bulk = raw(*m.item);
+  }
+  void operator()(const BlockScore& m) {
+    begin(15, 10);
+    pk.pack(number(m.request));
+    pk.pack(number(m.epoch));
+    pk.pack(m.block);
+    pk.pack(static_cast<std::uint8_t>(m.status));
+    pk.pack(m.label);
+    real(m.score);
+    real(m.runner_up);
+    real(m.log_sum_exp);
+    pk.pack(m.head_us);
+    arrivals(m.arrivals);
+  }
+  void operator()(const WorkerGone& m) {
+    begin(16, 1);
+    pk.pack(m.worker);
   }
   void operator()(const GroupNote& m) {
     begin(12, 6);
@@ -331,6 +363,7 @@ class Fields {
     require(field.type == msgpack::type::BOOLEAN);
     return field.via.boolean;
   }
+  float real() { return std::bit_cast<float>(uint<std::uint32_t>()); }
   std::string text() {
     const auto& field = next();
     require(field.type == msgpack::type::STR);
@@ -365,27 +398,54 @@ Floats bulk_floats(std::span<const std::byte> bulk) {
 
 SharedFloats shared(Floats floats) { return std::make_shared<const Floats>(std::move(floats)); }
 
-InferReply infer_reply(Fields& f) {
-  InferReply m;
-  m.tag = f.uint<std::uint64_t>();
-  m.request = f.uint<std::uint64_t>();
-  m.epoch = f.uint<std::uint64_t>();
-  const auto status = f.uint<std::uint8_t>();
-  require(status <= static_cast<std::uint8_t>(ReplyStatus::bad_request));
-  m.status = static_cast<ReplyStatus>(status);
-  m.label = f.int32();
-  m.margin = std::bit_cast<float>(f.uint<std::uint32_t>());
-  m.gateway_us = f.uint<std::uint32_t>();
-  m.scores = f.floats();
-  for (const auto& entry : f.array()) {
+template <class Enum>
+Enum one_of(Fields& f, Enum last) {
+  const auto value = f.uint<std::uint8_t>();
+  require(value <= static_cast<std::uint8_t>(last));
+  return static_cast<Enum>(value);
+}
+
+std::vector<ArrivalRecord> arrivals(std::span<const msgpack::object> entries) {
+  std::vector<ArrivalRecord> records;
+  for (const auto& entry : entries) {
     Fields fields(entry);
     ArrivalRecord record;
     record.worker = fields.uint<std::uint32_t>();
     record.at_us = fields.uint<std::uint32_t>();
     record.values = fields.floats();
     fields.end();
-    m.arrivals.push_back(std::move(record));
+    records.push_back(std::move(record));
   }
+  return records;
+}
+
+BlockScore block_score(Fields& f) {
+  BlockScore m;
+  m.request = RequestId{f.uint<std::uint64_t>()};
+  m.epoch = Epoch{f.uint<std::uint64_t>()};
+  m.block = f.uint<std::uint32_t>();
+  m.status = one_of(f, ReplyStatus::bad_request);
+  m.label = f.int32();
+  m.score = f.real();
+  m.runner_up = f.real();
+  m.log_sum_exp = f.real();
+  m.head_us = f.uint<std::uint32_t>();
+  m.arrivals = arrivals(f.array());
+  return m;
+}
+
+InferReply infer_reply(Fields& f) {
+  InferReply m;
+  m.tag = f.uint<std::uint64_t>();
+  m.request = f.uint<std::uint64_t>();
+  m.epoch = f.uint<std::uint64_t>();
+  m.status = one_of(f, ReplyStatus::bad_request);
+  m.label = f.int32();
+  m.margin = f.real();
+  m.probability = f.real();
+  m.gateway_us = f.uint<std::uint32_t>();
+  m.scores = f.floats();
+  m.arrivals = arrivals(f.array());
   m.error = f.text();
   return m;
 }
@@ -406,13 +466,6 @@ TransferOpen transfer_open(Fields& f) {
     m.tree.push_back(std::move(node));
   }
   return m;
-}
-
-template <class Enum>
-Enum one_of(Fields& f, Enum last) {
-  const auto value = f.uint<std::uint8_t>();
-  require(value <= static_cast<std::uint8_t>(last));
-  return static_cast<Enum>(value);
 }
 
 RunId run_id(Fields& f) {
@@ -673,6 +726,19 @@ DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) 
       fields.end();
       return m;
     }
+    case 14: {
+      BlockItem m;
+      m.request = RequestId{f.uint<std::uint64_t>()};
+      m.epoch = Epoch{f.uint<std::uint64_t>()};
+      m.block = f.uint<std::uint32_t>();
+      m.asked = f.uint<std::uint64_t>();
+      m.patience_us = f.uint<std::uint32_t>();
+      m.record = f.boolean();
+      m.item = shared(bulk_floats(bulk));
+      return m;
+    }
+    case 15: no_bulk(); return block_score(f);
+    case 16: no_bulk(); return WorkerGone{f.uint<std::uint32_t>()};
     default: throw Malformed{};
   }
 }
