@@ -42,6 +42,7 @@ ProbeAgentOptions probe_timing(std::chrono::milliseconds measure) {
   options.rate.longest = measure * 5 / 2;
   options.share.warm_up = measure / 2;
   options.share.longest = measure * 3 / 2;
+  options.silence = std::max<Duration>(std::chrono::seconds{2}, measure * 10 / 3);
   return options;
 }
 
