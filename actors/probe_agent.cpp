@@ -9,6 +9,7 @@ namespace {
 using Kind = collectives::Measure::Kind;
 
 constexpr std::size_t kReceivingMax = 256;  // measures, of which a host takes part in a few at a time
+constexpr std::size_t kFinishedMax = 64;
 constexpr std::size_t kMarksMax = 64;
 constexpr double kWindowMin = 256 << 10, kWindowMax = 32 << 20;  // bytes on their way
 constexpr double kFrameMin = 16 << 10;
@@ -41,6 +42,7 @@ ProbeAgentOptions probe_timing(std::chrono::milliseconds measure) {
   options.rate.longest = measure * 5 / 2;
   options.share.warm_up = measure / 2;
   options.share.longest = measure * 3 / 2;
+  options.silence = std::max<Duration>(std::chrono::seconds{2}, measure * 10 / 3);
   return options;
 }
 
@@ -87,6 +89,14 @@ std::vector<Peer> ProbeAgent::given_up() { return std::exchange(given_up_, {}); 
 
 void ProbeAgent::begin(Instant now, const Peer& leader, std::uint64_t measure, const MeasureOrder& order,
                        std::vector<Outgoing>& out) {
+  if (const auto finished = finished_.find(measure); finished != finished_.end()) {
+    out.push_back({leader, ProbeNote{measure, finished->second}});
+    return;
+  }
+  if (const auto under_way = sending_.find(measure); under_way != sending_.end()) {
+    under_way->second.leader = leader;
+    return;
+  }
   Sending sending{.order = order,
                   .leader = leader,
                   .to = {order.to, "", order.from_address, order.to_address},
@@ -96,8 +106,7 @@ void ProbeAgent::begin(Instant now, const Peer& leader, std::uint64_t measure, c
                   .meter = RateMeter(meter_options(options_, order.kind)),
                   .marks = {},
                   .rate = {}};
-  const auto [at, fresh] = sending_.emplace(measure, std::move(sending));
-  if (!fresh) return;
+  const auto at = sending_.emplace(measure, std::move(sending)).first;
   if (order.kind == Kind::latency)
     ping(now, measure, at->second, out);
   else
@@ -172,8 +181,10 @@ void ProbeAgent::arrived(Instant now, std::uint64_t measure, const ProbeArrived&
 
 void ProbeAgent::finish(std::uint64_t measure, MeasureDone done, std::vector<Outgoing>& out) {
   const auto found = sending_.find(measure);
-  out.push_back({found->second.leader, ProbeNote{measure, std::move(done)}});
+  out.push_back({found->second.leader, ProbeNote{measure, done}});
   sending_.erase(found);
+  if (finished_.size() >= kFinishedMax) finished_.erase(finished_.begin());
+  finished_.emplace(measure, std::move(done));
 }
 
 }  // namespace coppice::actors

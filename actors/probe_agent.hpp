@@ -34,7 +34,8 @@ class ProbeAgent {
   // bytes: what is sent over and over; the longest frame is all of it.
   ProbeAgent(ProbeAgentOptions options, SharedBytes bytes) : options_(options), bytes_(std::move(bytes)) {}
 
-  // A note from a host of the cluster. Notes that are the leader's alone to read are left out.
+  // A note from a host of the cluster. An order that comes again is answered again, and not carried out twice: words are
+  // lost with the connection that they were on. Notes that are the leader's alone to read are left out.
   std::vector<Outgoing> handle(Instant now, const Peer& from, const ProbeNote& note);
   // What time alone brings: call it a hundred times a second or so. It ends measures that nobody answers.
   std::vector<Outgoing> tick(Instant now);
@@ -73,6 +74,7 @@ class ProbeAgent {
   SharedBytes bytes_;
   std::map<std::uint64_t, Sending> sending_;
   std::map<std::uint64_t, Receiving> receiving_;
+  std::map<std::uint64_t, MeasureDone> finished_;  // the latest, for a leader who asks again
   std::vector<Peer> given_up_;
 };
 

@@ -102,9 +102,9 @@ void Survey::take(const std::vector<Measured>& figures) {
   for (std::size_t i = 0; i < figures.size(); ++i) {
     const auto& figure = figures[i];
     auto& finding = findings_[static_cast<std::size_t>(round.findings[i])];
-    if (!figure.fault.empty()) {
-      finding.fault = figure.fault;
-    } else if (round.round.measures[i].kind == Measure::Kind::latency) {
+    finding.fault = figure.fault;
+    if (!figure.fault.empty()) continue;
+    if (round.round.measures[i].kind == Measure::Kind::latency) {
       finding.least_us = figure.least_us;
       finding.median_us = figure.median_us;
     } else {
@@ -125,8 +125,8 @@ void Survey::take_total(const Queued& round, const std::vector<Measured>& figure
   // Flows that meet lose packets, and may all be backing off for a moment: what was reached once can be reached.
   const bool too_much = total.declared > 0 && total.bytes_per_s > total.declared;
   total.bytes_per_s = too_much ? sum : std::max(total.bytes_per_s, sum);
-  total.fault = fault;
-  if (++total.times < kTotalTimes && fault.empty() && in_doubt(total)) {
+  if (fault.empty() || total.times == 0) total.fault = fault;
+  if (++total.times < kTotalTimes && (!fault.empty() || in_doubt(total))) {
     queue_.push_back(round);
     if (total.times == 1) queue_.back().round.what += ", again";
   }

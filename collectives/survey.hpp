@@ -11,6 +11,7 @@
 //   totals    of each port of a switch: to all others of the segment at once, and from them
 //   trunks    between switches: from the hosts of one side to those of the other, all at once
 //             Totals and trunks that are off what is declared, or below what a pair reached, are measured once more.
+// Whatever fails is tried once more.
 #pragma once
 
 #include <deque>
@@ -85,7 +86,7 @@ class Survey {
   SurveyReport report() const;
 
  private:
-  enum class Phase { latency, anchors, rates, again, totals, trunks, over };
+  enum class Phase { latency, latency_again, anchors, rates, again, totals, trunks, over };
   struct Queued {
     SurveyRound round;
     std::vector<int> findings;  // of each measure; none: they all add up to `total`
@@ -97,7 +98,7 @@ class Survey {
     int at = -1;  // the switch, a node of the declared topology
   };
   void plan(Phase phase);
-  void plan_latency();
+  void plan_latency(bool again);
   void plan_again();
   void plan_totals();
   void plan_declared_trunks();

@@ -36,7 +36,8 @@ void Survey::plan(Phase phase) {
   for (const int finding : rated_)
     if (findings_[static_cast<std::size_t>(finding)].fault.empty()) wanted.push_back(finding);
   switch (phase) {
-    case Phase::latency: return plan_latency();
+    case Phase::latency: return plan_latency(false);
+    case Phase::latency_again: return plan_latency(true);
     case Phase::anchors: {  // what each host reaches, as the sender once and as the receiver once
       if (declared_ || options_.alone || n < 3) return;
       std::vector<int> ring;
@@ -56,20 +57,18 @@ void Survey::plan(Phase phase) {
   }
 }
 
-void Survey::plan_latency() {
+void Survey::plan_latency(bool again) {
   std::vector<int> all;
-  for (std::size_t i = 0; i < findings_.size(); ++i) {
-    const auto& measure = findings_[i].measure;
-    if (findings_[i].link < 0 || !measure.from_address.empty() || !measure.to_address.empty()) all.push_back(static_cast<int>(i));
-  }
-  queue_rounds("latencies", Measure::Kind::latency, all);
+  for (std::size_t i = 0; i < findings_.size(); ++i)
+    if (!again || !findings_[i].fault.empty()) all.push_back(static_cast<int>(i));
+  queue_rounds(again ? "latencies, again" : "latencies", Measure::Kind::latency, all);
 }
 
 void Survey::plan_again() {
   std::vector<int> again;
   for (const int index : rated_) {
     const auto& finding = findings_[static_cast<std::size_t>(index)];
-    if (finding.fault.empty() && in_doubt(finding)) again.push_back(index);
+    if (finding.median_us > 0 && (!finding.fault.empty() || in_doubt(finding))) again.push_back(index);
   }
   queue_alone("rates alone, again", Measure::Kind::long_rate, again);
 }

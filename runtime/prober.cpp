@@ -17,7 +17,8 @@ using Clock = std::chrono::steady_clock;
 constexpr std::size_t kFrameBytes = 256 << 10;
 constexpr auto kTick = std::chrono::milliseconds{10};
 constexpr auto kHelloEvery = std::chrono::seconds{3};  // so that whoever has nothing to do knows that it goes on
-constexpr std::chrono::milliseconds kAliveWithin{3'000};  // whoever is asked after a measure has failed
+constexpr std::chrono::milliseconds kAskAgain{2'500};
+constexpr std::chrono::milliseconds kAliveWithin{6'000};  // whoever is asked after a measure has failed
 constexpr std::size_t kEarlyMax = 1'024;
 
 // Nothing on the way can make less of them.
@@ -49,6 +50,7 @@ void Prober::take(Delivery delivery) {
   if (from_leader) leader_heard_ = Clock::now();
   if (std::holds_alternative<ProbeHere>(note->note)) {
     here_.insert(delivery.from.name);
+    gone_.erase(delivery.from.name);  // it was late
   } else if (const auto* done = std::get_if<MeasureDone>(&note->note)) {
     if (const auto wanted = done_.find(note->measure); wanted != done_.end()) wanted->second = *done;
     here_.insert(delivery.from.name);
@@ -180,12 +182,16 @@ std::vector<Measured> Prober::measure(Lock& lock, const collectives::SurveyRound
     numbers[i] = next_measure_++;
     done_[numbers[i]].fault = kWaiting;
   }
-  for (std::size_t i = 0; i < round.measures.size(); ++i) {
-    const auto& measure = round.measures[i];
-    if (numbers[i] > 0)
-      send({{{name(measure.from)}, ProbeNote{numbers[i], MeasureOrder{measure.kind, name(measure.to), measure.from_address, measure.to_address}}}});
+  const auto until = Clock::now() + options_.patience;
+  for (bool all = false; !all && Clock::now() < until;) {
+    for (std::size_t i = 0; i < round.measures.size(); ++i) {
+      const auto& measure = round.measures[i];
+      if (numbers[i] > 0 && done_.at(numbers[i]).fault == kWaiting)
+        send({{{name(measure.from)}, ProbeNote{numbers[i], MeasureOrder{measure.kind, name(measure.to), measure.from_address, measure.to_address}}}});
+    }
+    // Words are lost with the connection that they were on: whoever is not heard of is asked again.
+    all = wait(lock, kAskAgain, [&] { return std::ranges::none_of(done_, [](const auto& done) { return done.second.fault == kWaiting; }); });
   }
-  wait(lock, options_.patience, [&] { return std::ranges::none_of(done_, [](const auto& done) { return done.second.fault == kWaiting; }); });
 
   std::set<std::string> doubtful;
   for (std::size_t i = 0; i < figures.size(); ++i) {
@@ -223,6 +229,7 @@ Expected<ProbeOutcome> probe(ProbeOptions options) {
   transport.allow = std::move(*allow);
   transport.bind_address = host->address;
   transport.port = host->port;
+  transport.heartbeat_ms = 2'000;  // its own bulk may hold a heartbeat up on a link that others share
   transport.hosts = options.cluster.hosts;
   transport.linger_ms = 2'000;  // others wait for the last word
   prober_options.name = std::move(options.name);

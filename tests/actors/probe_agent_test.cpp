@@ -128,8 +128,13 @@ TEST(ProbeAgent, ForeignAndLateWordsDoNoHarm) {
   EXPECT_FALSE(agent.handle(now, {"leader"}, ProbeNote{4, MeasureOrder{Kind::rate, "b", "", ""}}).empty());
   // More than was ever sent.
   EXPECT_TRUE(agent.handle(now, {"b"}, ProbeNote{4, ProbeArrived{1ULL << 60, 5}}).empty());
-  // The same order again.
+  // The same order again, under way and when it has failed.
   EXPECT_TRUE(agent.handle(now, {"leader"}, ProbeNote{4, MeasureOrder{Kind::rate, "b", "", ""}}).empty());
+  ASSERT_EQ(agent.tick(now + 1min).size(), 1U);
+  const auto told = agent.handle(now, {"leader", "new way"}, ProbeNote{4, MeasureOrder{Kind::rate, "b", "", ""}});
+  ASSERT_EQ(told.size(), 1U);
+  EXPECT_EQ(told[0].to.route, "new way");
+  EXPECT_EQ(std::get<MeasureDone>(std::get<ProbeNote>(told[0].message).note).fault, "b does not answer");
   for (std::uint64_t i = 0; i < 10'000; ++i)
     (void)agent.handle(now, {"b", "way"}, ProbeNote{i, ProbeBytes{SharedBytes::copy_of(std::vector<std::byte>(1))}});
 }

@@ -261,6 +261,19 @@ TEST(Survey, AHostThatDoesNotAnswerCostsOnlyItsOwnFigures) {
   EXPECT_EQ(between(run.report.topology, "h2", "switch"), 0);
 }
 
+TEST(Survey, WhatFailsOnceIsTriedOnceMore) {
+  for (const auto failing : {Measure::Kind::latency, Measure::Kind::rate, Measure::Kind::share}) {
+    std::set<std::pair<int, int>> failed;
+    const auto once = [&](const Measure& m) {
+      return m.kind == failing && failed.insert({m.from, m.to}).second ? std::string("lost") : std::string();
+    };
+    const auto run = carry_out(Survey(hosts_of(4), std::nullopt, {}), star({100, 100, 100, 100}, {100, 100, 100, 100}), once);
+    EXPECT_TRUE(run.report.faults.empty()) << in_words(run.report.faults);
+    EXPECT_EQ(run.report.shape, "star");
+    for (const auto& finding : run.report.findings) EXPECT_NEAR(finding.bytes_per_s() / kMbit, 100, 0.1);
+  }
+}
+
 TEST(Survey, WhatIsOffIsMeasuredOnceMore) {
   auto links = nlohmann::json::array({cable("h0", "h1", "100", "a", "b"), cable("h2", "h3", "100", "c", "d")});
   for (const char* host : {"h0", "h1", "h2"}) links.push_back({{"from", host}, {"to", "s0"}, {"capacity", "100"}, {"from_address", host}});

@@ -37,7 +37,7 @@ def every_pair_is_probed():
         directory = pathlib.Path(name)
         file, _ = lab.rank_cluster(directory, HOSTS)
         out = directory / "topology.json"
-        done = lab.run("topology", "--cluster", file, "--out", out, "--json", "--measure-s", 0.2)
+        done = lab.run("topology", "--cluster", file, "--out", out, "--json", "--measure-s", 0.1)
         assert done.returncode == 0, done.stderr
         document = json.loads(done.stdout)
         assert document == json.loads(out.read_text())
@@ -49,7 +49,7 @@ def every_pair_is_probed():
 
         # What came out is declared now; its links have the hosts' addresses.
         file.write_text(f'topology = "topology.json"\n{file.read_text()}')
-        done = lab.run("topology", "--cluster", file, "--measure-s", 0.2)
+        done = lab.run("topology", "--cluster", file, "--measure-s", 0.1)
         assert done.returncode == 0 and "Topology (declared)" in done.stdout, (done.stdout, done.stderr)
 
 
@@ -57,7 +57,7 @@ def who_does_not_answer_is_named():
     with tempfile.TemporaryDirectory(prefix="coppice-e2e-") as name:
         file, port = lab.rank_cluster(pathlib.Path(name), HOSTS)
         with lab.listener(port + 3):  # h2's
-            done = lab.run("topology", "--cluster", file, "--json", "--start-s", 2, "--measure-s", 0.2)
+            done = lab.run("topology", "--cluster", file, "--json", "--start-s", 2, "--measure-s", 0.1)
         assert done.returncode == 1, done.stderr
         assert "h2 does not answer" in done.stderr and "h0 to h2" in done.stderr and str(port + 3) in done.stderr, done.stderr
         pairs = {(pair["from"], pair["to"]): pair for pair in json.loads(done.stdout)["probe"]["pairs"]}
@@ -67,8 +67,14 @@ def who_does_not_answer_is_named():
 
 def a_bench_without_a_topology_probes():
     with tempfile.TemporaryDirectory(prefix="coppice-e2e-") as name:
+<<<<<<< HEAD
         file, _ = lab.rank_cluster(pathlib.Path(name), HOSTS)
         done = lab.run("bench", "collective", "--cluster", file, "--bytes", "64K", "--repeat", 1, "--probe-s", 0.2, "--json")
+=======
+        file, _ = write_cluster(pathlib.Path(name))
+        assert lab.run("keys", "--cluster", file).returncode == 0
+        done = lab.run("bench", "collective", "--cluster", file, "--bytes", "64K", "--repeat", 1, "--probe-s", 0.1, "--json")
+>>>>>>> probe
         assert done.returncode == 0, done.stderr
         run = json.loads(done.stdout)
         assert run["verified"] and run["unit"] == "Mbit/s" and run["bound"] > 1, run

@@ -69,6 +69,7 @@ def main() -> int:
     parser.add_argument("topologies", nargs="+", type=pathlib.Path)
     parser.add_argument("--scale", default="1/4", help="times every capacity")
     parser.add_argument("--undeclared", action="store_true")
+    parser.add_argument("--measure-s", default="1.2", help="for a rate, where nothing is in the way")
     parser.add_argument("--alone", action="store_true", help="one rate at a time")
     parser.add_argument("--verbose", action="store_true", help="each direction's error")
     arguments = parser.parse_args()
@@ -76,7 +77,8 @@ def main() -> int:
     for file in arguments.topologies:
         topology = load_topology(file).scaled(positive(arguments.scale, "--scale"))
         with netlab.running(topology.renamed(f"probe-{topology.name}"), netlab.Settings(route="widest"), force=True) as lab:
-            measured = probe(arguments.coppice, lab, not arguments.undeclared, *(["--alone"] if arguments.alone else []))
+            measured = probe(arguments.coppice, lab, not arguments.undeclared, "--measure-s", arguments.measure_s,
+                             *(["--alone"] if arguments.alone else []))
             off = errors(lab, measured, not arguments.undeclared)
         sizes = [abs(error) for error in off.values()]
         every += sizes

@@ -21,6 +21,7 @@ COPPICE = sys.argv.pop(1)
 SCALE = Fraction(1, 4)  # so slow that two cores are no bottleneck
 TOLERANCE = 0.15
 ATTEMPTS = 2
+TIME = ["--measure-s", "0.4"]
 
 
 def refusal() -> str:
@@ -42,7 +43,7 @@ class Probed(unittest.TestCase):
         with netlab.running(topology, netlab.Settings(route="widest"), force=True) as lab:
             off: dict[str, float] = {}
             for _ in range(ATTEMPTS):
-                measured = probe.probe(COPPICE, lab, declared)
+                measured = probe.probe(COPPICE, lab, declared, *TIME)
                 self.assertEqual(measured["probe"]["shape"], shape)
                 off = probe.errors(lab, measured, declared)
                 print(f"{name}: worst error {100 * max(map(abs, off.values())):.1f} %", file=sys.stderr)
@@ -65,7 +66,7 @@ class Probed(unittest.TestCase):
             lab.cut("h2-h3", "down")
             lab.reroute()
             out = pathlib.Path(directory) / "out.json"
-            done = subprocess.run([COPPICE, "topology", "--cluster", cluster, "--out", out], capture_output=True, text=True)
+            done = subprocess.run([COPPICE, "topology", "--cluster", cluster, "--out", out, "--measure-s", "0.1"], capture_output=True, text=True)
             self.assertEqual(done.returncode, 1, done.stderr)
             self.assertIn("h2 to h3: h3 does not answer over ", done.stderr)
             ends = {link.ends for link in load_topology(out).links}
