@@ -207,6 +207,13 @@ class OnShapedLinks(unittest.TestCase):
                 self.assertTrue(result["verified"])
                 self.assertGreater(result["attempts"], 1)
 
+    def test_one_of_two_parallel_links_is_cut_and_the_other_goes_on(self) -> None:
+        code, result, error = self.changed_half_way(
+            "hybrid4", lambda lab: lab.cut("h0-h1", "blackhole"), "--op", "allreduce", "--bytes", "24M")
+        self.assertEqual(code, 0, error)
+        self.assertTrue(result["verified"])
+        self.assertGreater(result["attempts"], 1)
+
     def test_a_rank_that_is_killed_is_named_by_every_survivor(self) -> None:
         def kill(_: netlab.Lab) -> None:
             subprocess.run(["pkill", "-KILL", "-f", "--", "bench collective .*--as h2$"], check=True)
