@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 
+#include "collectives/bottleneck.hpp"
 #include "collectives/hybrid.hpp"
 #include "collectives/plan.hpp"
 #include "collectives/schedule.hpp"
@@ -195,7 +196,9 @@ void add_plan(Program& program, const Plan& plan, const Topology& topology, cons
     for (const Tree& tree : plan.trees) {
       Plan single = plan;
       single.trees = {tree};
+      single.trees[0].rate = bottleneck(plan, tree, topology);
       Schedule alone = schedule(single, timing);
+      single.trees[0].rate = tree.rate;  // what links are judged by
       if (alone.seconds > kAsSoon * model.seconds || (best && alone.seconds >= best->seconds)) continue;
       best = std::move(alone);
       own = std::move(single);
