@@ -152,6 +152,8 @@ struct RunId {
 // relay -> relay of the same tree at another rank
 struct CollectiveChunk {
   RunId run;
+  std::uint32_t kind = 0;     // fingerprint of the call's: ranks that call differently must not mix their data
+  std::uint64_t session = 0;  // of the sender
   std::uint32_t tree = 0;
   Way way = Way::down;
   std::uint64_t index = 0;
@@ -162,6 +164,8 @@ struct CollectiveChunk {
 // many new ones; arrived: how many have come, which tells how fast the link is.
 struct CollectiveAck {
   RunId run;
+  std::uint32_t kind = 0;
+  std::uint64_t session = 0;
   std::uint32_t tree = 0;
   Way way = Way::down;
   std::uint64_t consumed = 0;
@@ -225,14 +229,32 @@ struct LinkPong {
   collectives::RankEdge link;  // as it was asked
 };
 
+// Over the very link that chunks went by: say again how many have come. Acknowledgements go with a connection that breaks,
+// and whoever sent them may be done.
+struct AckWanted {
+  RunId run;
+  std::uint32_t kind = 0;
+  std::uint32_t tree = 0;
+  Way way = Way::down;
+  std::uint64_t sent = 0;      // chunks
+  collectives::RankEdge link;  // from who asks
+};
+
+// Whether a rank still answers: who waits for it -> it, and back.
+struct RankPing {};
+struct RankPong {};
+
 // What the ranks of a group tell one another beside the data. In trouble a note is passed on over every link that there
 // is until it has been everywhere, so that it arrives wherever any way is left; `number` tells its copies apart.
+using NoteBody = std::variant<ProgramOffer, CallRefused, TroubleReport, PauseCall, PausedAt, PartDone, CallOver, LinkPing,
+                              LinkPong, OfferWanted, RankPing, RankPong, AckWanted>;
 struct GroupNote {
   std::uint32_t origin = 0;   // rank
+  std::uint64_t session = 0;  // of the origin's process: its name may be taken by another one later, its data may not
   std::uint64_t number = 0;   // of the origin's notes
   std::int32_t target = -1;   // rank; -1: all
   bool flood = false;
-  std::variant<ProgramOffer, CallRefused, TroubleReport, PauseCall, PausedAt, PartDone, CallOver, LinkPing, LinkPong, OfferWanted> note;
+  NoteBody note;
 };
 
 // ---- asking and breaking -------------------------------------------------------------------------------------------

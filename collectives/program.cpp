@@ -186,7 +186,7 @@ Expected<Program> make_program(const Plan& plan, const Topology& topology, const
     return malformed("a buffer of " + std::to_string(options.bytes) + " bytes is no whole number of " +
                      std::string(name(options.element)) +
                      (has_parts(plan.operation) ? " a rank, of " + std::to_string(ranks) + " ranks" : ""));
-  Program program{plan.operation, options.element, options.reduction, static_cast<int>(ranks), options.bytes, {}};
+  Program program{plan.operation, options.element, options.reduction, static_cast<int>(ranks), options.root, options.bytes, {}};
   const auto unit = unit_bytes_per_s(topology.unit);
   const ScheduleOptions timing{.bytes = options.bytes, .latency_s = options.latency_s, .unit_bytes_per_s = unit ? unit->get_d() : 1e9};
   Schedule model = schedule(plan, timing);
@@ -245,7 +245,7 @@ Expected<Program> resume(const Program& program, const std::vector<RankProgress>
     cut(tree, first, all, work[part_of(program.operation, tree)]);
   }
 
-  Program rest{program.operation, program.element, program.reduction, program.ranks, program.bytes, {}};
+  Program rest{program.operation, program.element, program.reduction, program.ranks, program.root, program.bytes, {}};
   if (!work.empty()) {
     const auto planned = plan(program.operation, root);
     if (!planned) return tl::unexpected(planned.error());
@@ -288,8 +288,19 @@ Stretch part_of(const Program& program, int rank) {
   return {part.offset, part.bytes};
 }
 
+bool takes_part(const TreeProgram& tree, int rank) {
+  const auto at = [&](const RankEdge& edge) { return edge.from == rank || edge.to == rank; };
+  return tree.root == rank || std::ranges::any_of(tree.up, at) || std::ranges::any_of(tree.down, at);
+}
+
+bool gives_data(const TreeProgram& tree, int rank) {
+  const auto at = [&](const RankEdge& edge) { return edge.from == rank || edge.to == rank; };
+  return tree.root == rank || std::ranges::any_of(tree.up, at);
+}
+
 Expected<void> check(const Program& program) {
   if (program.ranks < 1 || program.ranks > kRanksMax) return malformed(std::to_string(program.ranks) + " ranks");
+  if (program.root < -1 || program.root >= program.ranks) return malformed("its root is no rank");
   if (program.bytes < 0 || program.bytes > kProgramBytesMax) return malformed(std::to_string(program.bytes) + " bytes");
   const auto granule = static_cast<std::int64_t>(size_of(program.element));
   std::vector<Stretch> all;

@@ -61,6 +61,7 @@ struct Program {
   Element element = Element::bytes;
   Reduction reduction = Reduction::sum;
   int ranks = 0;
+  int root = -1;  // rank; -1 where the operation has none
   std::int64_t bytes = 0;  // of the whole buffer: allgather and reduce_scatter, of all parts together
   std::vector<TreeProgram> trees;
   bool operator==(const Program&) const = default;
@@ -70,6 +71,7 @@ struct ProgramOptions {
   Element element = Element::bytes;
   Reduction reduction = Reduction::sum;
   std::int64_t bytes = 0;
+  int root = -1;  // rank; of operations that have one
   // Every tree's share is cut into about so many chunks, so that equal windows give trees that share a link bandwidth
   // in proportion to their rates. 0: as the pipeline's model says.
   std::int64_t chunks = 0;
@@ -100,6 +102,12 @@ std::int64_t chunks_of(const Program& program);
 std::int64_t chunk_count(const TreeProgram& tree);
 // Chunk `index` of the tree's share. No chunk lies in two stretches. REQUIRES: 0 <= index < chunk_count(tree).
 Stretch chunk_at(const TreeProgram& tree, std::int64_t index);
+
+// Whether the rank is in the tree at all.
+bool takes_part(const TreeProgram& tree, int rank);
+
+// Whether the rank's own data, or what it keeps of the result, is needed there: not so where it only passes on.
+bool gives_data(const TreeProgram& tree, int rank);
 
 // The bytes of rank's part of allgather, reduce_scatter, gather and scatter.
 Stretch part_of(const Program& program, int rank);

@@ -7,12 +7,11 @@
 #include <optional>
 
 #include "actors/type_ids.hpp"
-#include "collectives/verify.hpp"
 #include "runtime/transport.hpp"
 
 namespace coppice::runtime {
 
-using actors::CallKind;
+using collectives::CallKind;
 using actors::CallReport;
 using collectives::Operation;
 
@@ -35,6 +34,27 @@ struct Completion::Shared {
     for (const auto& action : now) action(*result);
   }
 };
+
+namespace {
+
+// Kept once, or broken when nobody is left to keep it.
+class Promise {
+ public:
+  explicit Promise(std::shared_ptr<Completion::Shared> shared) : shared_(std::move(shared)) {}
+  Promise(const Promise&) = delete;
+  Promise& operator=(const Promise&) = delete;
+  ~Promise() {
+    if (shared_) shared_->complete(failed("the communicator was left before the call was complete"));
+  }
+  void keep(Expected<CallReport> outcome) {
+    if (const auto shared = std::exchange(shared_, nullptr)) shared->complete(std::move(outcome));
+  }
+
+ private:
+  std::shared_ptr<Completion::Shared> shared_;
+};
+
+}  // namespace
 
 bool Completion::ready() const {
   const std::lock_guard lock(shared_->mutex);
@@ -102,45 +122,13 @@ std::vector<actors::Peer> neighbours_of(const collectives::Topology& topology, c
   return out;
 }
 
-// The topology when a rank's edge to another carries so much. Where switches are between the two, the last link is taken
-// to be at fault, in proportion: what else comes over it is still there.
-collectives::Topology degraded(const collectives::Topology& topology, int from, int to, std::int64_t bytes_per_s,
-                               const collectives::Plan* plan) {
-  const auto unit = collectives::unit_bytes_per_s(topology.unit);
-  if (!unit) return topology;
-  collectives::Rational now(mpz_class(std::to_string(bytes_per_s)));
-  now /= *unit;
-  if (collectives::link_between(topology, from, to)) return collectives::with_capacity(topology, from, to, now);
-  if (!plan) return topology;
-  collectives::Rational planned;
-  int last = -1;
-  const auto add = [&](const collectives::TreeEdge& edge, const collectives::Rational& rate, bool back) {
-    const int a = back ? edge.to : edge.from, b = back ? edge.from : edge.to;
-    if (a != from || b != to || edge.path.size() < 3) return;
-    planned += rate;
-    last = back ? edge.path[1] : edge.path[edge.path.size() - 2];
-  };
-  for (const auto& tree : plan->trees) {
-    for (const auto& edge : tree.edges) {
-      add(edge, tree.rate, false);
-      add(edge, tree.rate, true);
-    }
-    for (const auto& edge : tree.reduce_edges) add(edge, tree.rate, false);
-  }
-  const auto link = last < 0 ? std::nullopt : collectives::link_between(topology, last, to);
-  if (!link || sgn(planned) == 0) return topology;
-  const collectives::Rational share = std::min<collectives::Rational>(now / planned, 1);
-  return collectives::with_capacity(topology, last, to, topology.links[static_cast<std::size_t>(*link)].capacity * share);
-}
-
 }  // namespace
 
 struct Communicator::Parts {
   CommunicatorOptions options;
   int rank = 0;
   mutable std::mutex mutex;
-  collectives::Topology topology;  // guarded by mutex: links are seen to fail while calls are made
-  std::vector<int> participants;   // node of each rank
+  std::optional<collectives::GroupPlanner> links;  // guarded by mutex: they are seen to fail while calls are made
   std::unique_ptr<caf::actor_system_config> config;
   std::unique_ptr<caf::actor_system> system;
   std::shared_ptr<actors::CollectiveRouter> router = std::make_shared<actors::CollectiveRouter>();
@@ -156,53 +144,16 @@ struct Communicator::Parts {
     system.reset();
   }
 
-  Expected<collectives::Plan> plan(Operation operation, int root) const {
-    collectives::PlanRequest request{.operation = operation, .planner = options.planner};
-    request.participants = participants;
-    if (root >= 0) request.root = participants[static_cast<std::size_t>(root)];
-    auto plan = collectives::make_plan(links(), request);
-    if (!plan) return failed(one_line(plan.error().what));
-    return std::move(*plan);
-  }
-
-  collectives::Topology links() const {
+  // Planning takes its time: it is done on a copy, not under the lock.
+  collectives::GroupPlanner planner() const {
     const std::lock_guard lock(mutex);
-    return topology;
+    return *links;
   }
-
   void degrade(const collectives::RankEdge& edge, std::int64_t bytes_per_s) {
-    const auto ranks = static_cast<int>(participants.size());
-    if (edge.from < 0 || edge.from >= ranks || edge.to < 0 || edge.to >= ranks) return;
-    const int from = participants[static_cast<std::size_t>(edge.from)], to = participants[static_cast<std::size_t>(edge.to)];
-    const auto planned = plan(Operation::allreduce, -1);
-    auto now = degraded(links(), from, to, bytes_per_s, planned ? &*planned : nullptr);
+    auto now = planner();
+    now.degrade(edge, bytes_per_s);
     const std::lock_guard lock(mutex);
-    topology = std::move(now);
-  }
-
-  tl::expected<collectives::Program, std::string> resume(const CallKind& kind, const collectives::Program& program,
-                                                         const std::vector<collectives::RankProgress>& progress) const {
-    const auto now = links();
-    const auto replan = [&](Operation operation, int root) -> collectives::Expected<collectives::Plan> {
-      collectives::PlanRequest request{.operation = operation, .planner = options.planner};
-      request.participants = participants;
-      if (root >= 0) request.root = participants[static_cast<std::size_t>(root)];
-      return collectives::make_plan(now, request);
-    };
-    auto rest = collectives::resume(program, progress, kind.root, replan, now,
-                                    std::max<std::int64_t>(collectives::chunks_of(program), 1));
-    if (!rest) return tl::unexpected(rest.error().what);
-    return std::move(*rest);
-  }
-
-  tl::expected<collectives::Program, std::string> program(const CallKind& kind, std::int64_t chunks) const {
-    const auto planned = plan(kind.operation, kind.root);
-    if (!planned) return tl::unexpected(planned.error().what);
-    auto program = collectives::make_program(
-        *planned, links(),
-        {.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes, .chunks = chunks > 0 ? chunks : options.chunks});
-    if (!program) return tl::unexpected(program.error().what);
-    return std::move(*program);
+    links = std::move(now);
   }
 };
 
@@ -210,8 +161,12 @@ Communicator::Communicator(std::unique_ptr<Parts> parts) : parts_(std::move(part
 Communicator::~Communicator() = default;
 
 int Communicator::rank() const { return parts_->rank; }
-int Communicator::size() const { return static_cast<int>(parts_->participants.size()); }
-Expected<collectives::Plan> Communicator::plan(Operation operation, int root) const { return parts_->plan(operation, root); }
+int Communicator::size() const { return static_cast<int>(parts_->options.cluster.hosts.size()); }
+Expected<collectives::Plan> Communicator::plan(Operation operation, int root) const {
+  auto plan = parts_->planner().plan(operation, root);
+  if (!plan) return failed(one_line(plan.error().what));
+  return std::move(*plan);
+}
 
 Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions options) {
   const auto* host = options.cluster.find(options.name);
@@ -224,23 +179,25 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   if (!allow) return tl::unexpected(allow.error());
 
   auto parts = std::make_unique<Parts>();
-  parts->topology = std::move(*topology);
   std::vector<std::string> names;
+  std::vector<int> participants;
   for (const auto& each : options.cluster.hosts) {
     if (each.name == options.name) parts->rank = static_cast<int>(names.size());
     names.push_back(each.name);
-    parts->participants.push_back(*collectives::find_node(parts->topology, each.name));
+    participants.push_back(*collectives::find_node(*topology, each.name));
   }
   parts->options = std::move(options);
   const auto& kept = parts->options;
+  parts->links.emplace(*topology, std::move(participants), kept.planner);
 
   TransportOptions transport;
   transport.identity = std::move(*identity);
   transport.allow = std::move(*allow);
   transport.bind_address = host->address;
-  transport.link_addresses = link_addresses(parts->topology, kept.name);
+  transport.link_addresses = link_addresses(*topology, kept.name);
   transport.port = host->port;
   transport.hosts = kept.cluster.hosts;
+  transport.frames_max = 0;      // a chunk that is dropped is waited for; windows and the caller's calls bound them
   transport.linger_ms = 2'000;  // others may wait for this rank's last acknowledgement
   auto opened = Transport::open(std::move(transport),
                                 [router = parts->router, names](actors::Delivery delivery) {
@@ -257,15 +214,18 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   actors::CommunicatorOptions communicate;
   communicate.rank = parts->rank;
   communicate.names = names;
+  communicate.session = static_cast<std::uint64_t>(std::chrono::system_clock::now().time_since_epoch().count());
   communicate.router = parts->router;
   communicate.patience = kept.patience;
   if (!kept.tune || kept.chunks > 0) communicate.tune_from = INT64_MAX;
-  communicate.plan = [raw = parts.get()](const CallKind& kind, std::int64_t chunks) { return raw->program(kind, chunks); };
+  communicate.plan = [raw = parts.get()](const CallKind& kind, std::int64_t chunks) {
+    return raw->planner().program(kind, chunks > 0 ? chunks : raw->options.chunks);
+  };
   communicate.resume = [raw = parts.get()](const CallKind& kind, const collectives::Program& program, const auto& progress) {
-    return raw->resume(kind, program, progress);
+    return raw->planner().resume(kind, program, progress);
   };
   communicate.degrade = [raw = parts.get()](const collectives::RankEdge& edge, std::int64_t rate) { raw->degrade(edge, rate); };
-  communicate.neighbours = neighbours_of(parts->topology, kept.name, names);
+  communicate.neighbours = neighbours_of(*topology, kept.name, names);
   communicate.hang_up = [transport = std::weak_ptr(parts->transport)](const std::optional<actors::Peer>& peer) {
     const auto alive = transport.lock();
     if (alive && peer) alive->hang_up(*peer);
@@ -333,15 +293,14 @@ Completion Communicator::call(Operation operation, collectives::Element element,
   if (part > 0 && operation == Operation::gather && at_root) std::memmove(out.data() + offset, in.data(), part);
   if (part > 0 && operation == Operation::scatter && at_root) std::memmove(out.data(), in.data() + offset, part);
 
+  // Whoever waits is told, even where the communicator is no longer there to take the call.
+  const auto promise = std::make_shared<Promise>(shared);
   actors::StartCall start;
   start.kind = {operation, element, collectives::combines(operation) ? reduction : collectives::Reduction::sum,
                 rooted ? root : -1, static_cast<std::int64_t>(whole)};
   start.buffer = std::move(buffer);
-  start.done = [shared](actors::CallResult result) {
-    if (result)
-      shared->complete(*result);
-    else
-      shared->complete(failed(result.error()));
+  start.done = [promise](actors::CallResult result) {
+    promise->keep(result ? Expected<CallReport>(*result) : Expected<CallReport>(failed(one_line(result.error()))));
   };
   caf::anon_send(parts_->communicator, std::move(start));
   return completion;

@@ -24,10 +24,7 @@ zmq::const_buffer buffer(const std::vector<std::byte>& bytes) { return {bytes.da
 }  // namespace
 
 struct Transport::Io {
-  struct Outgoing {
-    actors::Peer to;
-    Frame frame;
-  };
+  using Outgoing = std::pair<actors::Peer, Frame>;
   struct Dialled {
     std::string name;
     zmq::socket_t socket;
@@ -88,7 +85,7 @@ struct Transport::Io {
       return failed(std::string("no listener without an authenticator: ") + fault.what());
     }
     router = zmq::socket_t(context, zmq::socket_type::router);
-    set_limits(router, {options.heartbeat_ms, options.frames_max});
+    set_limits(router, {options.heartbeat_ms, options.frames_max > 0 ? options.frames_max : SocketLimits{}.frames_max});
     be_curve_server(router, options.identity);
     std::set<std::string> addresses(options.link_addresses.begin(), options.link_addresses.end());
     addresses.insert(options.bind_address);
@@ -159,7 +156,7 @@ struct Transport::Io {
     if (all) dialled.clear();
     for (const auto& peer : some) dialled.erase(peer);
     changed = changed || all || !some.empty();
-    for (auto& outgoing : batch) send_now(outgoing);
+    for (auto& [to, frame] : batch) send_now(to, frame);
     return !over;
   }
 
@@ -170,36 +167,36 @@ struct Transport::Io {
     return {held->data, held->size, [](void*, void* hint) { delete static_cast<actors::SharedBytes*>(hint); }, held};
   }
 
-  void send_now(Outgoing& outgoing) {
-    zmq::socket_t* socket = &router;
-    if (outgoing.to.route.empty()) {
-      socket = dial(outgoing.to);
-      if (!socket) {
-        ++counts.dropped;
-        return;
-      }
+  void send_now(const actors::Peer& to, Frame& frame) {
+    zmq::socket_t* socket = to.route.empty() ? dial(to) : &router;
+    if (!socket) {
+      ++counts.dropped;
+      return;
     }
     try {
       using zmq::send_flags;
-      if (!outgoing.to.route.empty() &&
-          !socket->send(zmq::buffer(outgoing.to.route), send_flags::sndmore | send_flags::dontwait)) {
+      if (!to.route.empty() && !socket->send(zmq::buffer(to.route), send_flags::sndmore | send_flags::dontwait)) {
         ++counts.dropped;
         return;
       }
-      const std::size_t size = outgoing.frame.head.size() + outgoing.frame.bulk_bytes();
-      const bool bulk = outgoing.frame.bulk_bytes() > 0;
+      const std::size_t size = frame.head.size() + frame.bulk_bytes();
+      const bool bulk = frame.bulk_bytes() > 0;
       const auto flags = send_flags::dontwait;
-      if (!socket->send(buffer(outgoing.frame.head), bulk ? flags | send_flags::sndmore : flags)) {
+      if (!socket->send(buffer(frame.head), bulk ? flags | send_flags::sndmore : flags)) {
         ++counts.dropped;
         return;
       }
-      if (bulk) (void)socket->send(bulk_message(outgoing.frame), flags);
+      if (bulk) (void)socket->send(bulk_message(frame), flags);
       ++counts.sent;
       counts.bytes_sent += size;
     } catch (const zmq::error_t&) {  // an unroutable peer: lost, as on any network
       ++counts.dropped;
     }
   }
+
+  // Peers name addresses in what they tell one another: as many connections as a host may have links, not as many as
+  // somebody may think of.
+  static constexpr std::ptrdiff_t kConnectionsMax = 64;
 
   zmq::socket_t* dial(const actors::Peer& to) {
     const std::string& name = to.name;
@@ -208,16 +205,18 @@ struct Transport::Io {
                                    [&](const Host& h) { return h.name == name; });
     const auto key = public_key_of(options.allow, name);
     if (host == options.hosts.end() || !key) return nullptr;
-    auto peer = std::make_unique<Dialled>(Dialled{name, zmq::socket_t(context, zmq::socket_type::dealer)});
-    set_limits(peer->socket, {options.heartbeat_ms, options.frames_max});
-    be_curve_client(peer->socket, options.identity, *key);
+    if (std::ranges::count_if(dialled, [&](const auto& each) { return each.first.name == name; }) >= kConnectionsMax) return nullptr;
     try {
+      auto peer = std::make_unique<Dialled>(Dialled{name, zmq::socket_t(context, zmq::socket_type::dealer)});
+      set_limits(peer->socket, {options.heartbeat_ms, options.frames_max});
+      if (options.frames_max == 0) peer->socket.set(zmq::sockopt::rcvhwm, SocketLimits{}.frames_max);
+      be_curve_client(peer->socket, options.identity, *key);
       peer->socket.connect(tcp_endpoint(to.from_address, to.to_address.empty() ? host->address : to.to_address, host->port));
-    } catch (const zmq::error_t&) {
+      changed = true;
+      return &dialled.emplace(to, std::move(peer)).first->second->socket;
+    } catch (const zmq::error_t&) {  // no such address, or no more sockets
       return nullptr;
     }
-    changed = true;
-    return &dialled.emplace(to, std::move(peer)).first->second->socket;
   }
 
   void authenticate() {
@@ -302,14 +301,27 @@ Expected<std::shared_ptr<Transport>> Transport::open(TransportOptions options, O
   return std::shared_ptr<Transport>(new Transport(std::move(io)));
 }
 
+// Encoded here, not on the I/O thread.
 void Transport::send(const actors::Peer& to, actors::DataMessage message) {
-  Io::Outgoing outgoing{to, encode(message)};  // here, not on the I/O thread
+  std::vector<Io::Outgoing> frames;
+  frames.emplace_back(to, encode(message));
+  hand_over(std::move(frames));
+}
+
+void Transport::send_to_all(const std::vector<actors::Peer>& to, const actors::DataMessage& message) {
+  const Frame frame = encode(message);
+  std::vector<Io::Outgoing> frames;
+  for (const auto& peer : to) frames.emplace_back(peer, frame);
+  if (!frames.empty()) hand_over(std::move(frames));
+}
+
+void Transport::hand_over(std::vector<Io::Outgoing> frames) {
   bool first = false;
   {
     const std::lock_guard lock(io_->mutex);
     if (io_->stop) return;
     first = io_->queue.empty();
-    io_->queue.push_back(std::move(outgoing));
+    std::ranges::move(frames, std::back_inserter(io_->queue));
   }
   if (first) io_->ring();
 }

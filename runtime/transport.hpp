@@ -10,12 +10,14 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "actors/ports.hpp"
 #include "runtime/cluster.hpp"
 #include "runtime/error.hpp"
 #include "runtime/keys.hpp"
+#include "runtime/wire.hpp"
 
 namespace coppice::runtime {
 
@@ -27,7 +29,7 @@ struct TransportOptions {
   std::uint16_t port = 0;
   std::vector<Host> hosts;   // who can be dialled
   int heartbeat_ms = 500;    // a silent connection is given up after three of them
-  int frames_max = 4'096;    // waiting at each peer; more are dropped and counted
+  int frames_max = 4'096;    // waiting at each peer; more are dropped and counted. 0: none are
   int linger_ms = 0;         // how long close() may take to send what is still queued
 };
 
@@ -47,6 +49,7 @@ class Transport final : public actors::FramePort {
   Transport& operator=(const Transport&) = delete;
 
   void send(const actors::Peer& to, actors::DataMessage message) override;
+  void send_to_all(const std::vector<actors::Peer>& to, const actors::DataMessage& message) override;
   // Stops the thread and lets go of everything that waits; afterwards nothing is delivered and nothing sent. Idempotent.
   void close();
   // Closes the connections that this node made to a peer over the addresses that are given, or every one, and forgets what
@@ -57,6 +60,7 @@ class Transport final : public actors::FramePort {
 
  private:
   struct Io;
+  void hand_over(std::vector<std::pair<actors::Peer, Frame>> frames);
   explicit Transport(std::unique_ptr<Io> io);
   std::unique_ptr<Io> io_;
 };

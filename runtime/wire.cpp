@@ -129,24 +129,29 @@ struct Writer {
     pk.pack(m.error);
   }
   void operator()(const CollectiveChunk& m) {
-    begin(10, 5);
+    begin(10, 7);
     run(m.run);
+    pk.pack(m.kind);
+    pk.pack(m.session);
     pk.pack(m.tree);
     pk.pack(number(m.way));
     pk.pack(m.index);
     shared = m.bytes;
   }
   void operator()(const CollectiveAck& m) {
-    begin(11, 6);
+    begin(11, 8);
     run(m.run);
+    pk.pack(m.kind);
+    pk.pack(m.session);
     pk.pack(m.tree);
     pk.pack(number(m.way));
     pk.pack(m.consumed);
     pk.pack(m.arrived);
   }
   void operator()(const GroupNote& m) {
-    begin(12, 6);
+    begin(12, 7);
     pk.pack(m.origin);
+    pk.pack(m.session);
     pk.pack(m.number);
     pk.pack(m.target);
     pk.pack(m.flood);
@@ -193,6 +198,17 @@ struct Writer {
   }
   void pack_note(const LinkPing& m) { pack_edges(pk, {m.link}); }
   void pack_note(const LinkPong& m) { pack_edges(pk, {m.link}); }
+  void pack_note(const AckWanted& m) {
+    pk.pack_array(7);
+    run(m.run);
+    pk.pack(m.kind);
+    pk.pack(m.tree);
+    pk.pack(number(m.way));
+    pk.pack(m.sent);
+    pack_edges(pk, {m.link});
+  }
+  void pack_note(const RankPing&) { pk.pack_array(0); }
+  void pack_note(const RankPong&) { pk.pack_array(0); }
   void pack_note(const CallOver& m) {
     pk.pack_array(1);
     pk.pack(m.call);
@@ -216,11 +232,12 @@ void pack_edges(Packer& pk, const std::vector<collectives::RankEdge>& edges) {
 }
 
 void pack_program(Packer& pk, const collectives::Program& program) {
-  pk.pack_array(6);
+  pk.pack_array(7);
   pk.pack(number(program.operation));
   pk.pack(number(program.element));
   pk.pack(number(program.reduction));
   pk.pack(program.ranks);
+  pk.pack(program.root);
   pk.pack(program.bytes);
   pk.pack_array(static_cast<std::uint32_t>(program.trees.size()));
   for (const auto& tree : program.trees) {
@@ -404,6 +421,7 @@ collectives::Program program(Fields& outer) {
   p.element = one_of(f, collectives::Element::bytes);
   p.reduction = one_of(f, collectives::Reduction::avg);
   p.ranks = f.int32();
+  p.root = f.int32();
   p.bytes = f.int64();
   for (const auto& entry : f.array()) {
     Fields fields(entry);
@@ -474,6 +492,19 @@ void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
     case 7: m.note = LinkPing{one_edge(f.rest())}; return;
     case 8: m.note = LinkPong{one_edge(f.rest())}; return;
     case 9: m.note = OfferWanted{f.uint<std::uint64_t>()}; return;
+    case 10: m.note = RankPing{}; return;
+    case 11: m.note = RankPong{}; return;
+    case 12: {
+      AckWanted wanted;
+      wanted.run = run_id(f);
+      wanted.kind = f.uint<std::uint32_t>();
+      wanted.tree = f.uint<std::uint32_t>();
+      wanted.way = one_of(f, Way::down);
+      wanted.sent = f.uint<std::uint64_t>();
+      wanted.link = one_edge(f.array());
+      m.note = std::move(wanted);
+      return;
+    }
     default: throw Malformed{};
   }
 }
@@ -541,6 +572,8 @@ DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) 
     case 10: {
       CollectiveChunk m;
       m.run = run_id(f);
+      m.kind = f.uint<std::uint32_t>();
+      m.session = f.uint<std::uint64_t>();
       m.tree = f.uint<std::uint32_t>();
       m.way = one_of(f, Way::down);
       m.index = f.uint<std::uint64_t>();
@@ -551,6 +584,8 @@ DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) 
       no_bulk();
       CollectiveAck m;
       m.run = run_id(f);
+      m.kind = f.uint<std::uint32_t>();
+      m.session = f.uint<std::uint64_t>();
       m.tree = f.uint<std::uint32_t>();
       m.way = one_of(f, Way::down);
       m.consumed = f.uint<std::uint64_t>();
@@ -561,6 +596,7 @@ DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) 
       no_bulk();
       GroupNote m;
       m.origin = f.uint<std::uint32_t>();
+      m.session = f.uint<std::uint64_t>();
       m.number = f.uint<std::uint64_t>();
       m.target = f.int32();
       m.flood = f.boolean();

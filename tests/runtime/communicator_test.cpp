@@ -189,6 +189,81 @@ TEST_F(CommunicatorTest, ARankThatDiesInTheMiddleIsNamedToAllOthers) {
   }
 }
 
+// As when a training step hands over every tensor of a large model: nothing may be dropped because much waits.
+TEST_F(CommunicatorTest, ThousandsOfCallsAtOnce) {
+  join_all();
+  constexpr std::size_t kCalls = 6'000;
+  std::vector<std::vector<std::int32_t>> values(kRanks, std::vector<std::int32_t>(kCalls));
+  std::vector<Completion> calls;
+  for (std::size_t rank = 0; rank < kRanks; ++rank)
+    for (std::size_t i = 0; i < kCalls; ++i) {
+      values[rank][i] = static_cast<std::int32_t>(i + rank);
+      calls.push_back(group_[rank]->allreduce(std::span(values[rank]).subspan(i, 1)));
+    }
+  for (const auto& call : calls) {
+    const auto done = call.wait();
+    ASSERT_TRUE(done) << done.error().what;
+  }
+  for (const auto& own : values)
+    for (std::size_t i = 0; i < kCalls; ++i) ASSERT_EQ(own[i], static_cast<std::int32_t>(4 * i + 6));
+}
+
+TEST_F(CommunicatorTest, WhoeverLeavesInTheMiddleOfACallIsTold) {
+  join(0, std::chrono::seconds{30});
+  join(1, std::chrono::seconds{30});
+  std::vector<float> buffer(1'000, 1.0F);
+  const auto call = group_[0]->allreduce(std::span(buffer));
+  std::atomic<bool> told{false};
+  call.then([&](const auto& done) { told = !done.has_value(); });
+  group_.clear();
+  ASSERT_TRUE(call.ready());
+  EXPECT_NE(call.wait().error().what.find("left"), std::string::npos);
+  EXPECT_TRUE(told);
+}
+
+TEST_F(CommunicatorTest, AGroupOfOneHasEverythingAlready) {
+  cluster_.hosts.resize(1);
+  join(0, std::chrono::seconds{5});
+  auto& alone = *group_[0];
+  const std::vector<std::int64_t> in{1, 2, 3};
+  const auto given = std::span(in);
+  for (int operation = 0; operation < 7; ++operation) {
+    std::vector<std::int64_t> out(operation == 0 || operation == 1 ? in : std::vector<std::int64_t>(3));
+    const std::span result(out);
+    const std::vector<std::function<Completion()>> calls{
+        [&] { return alone.broadcast(result, 0); },
+        [&] { return alone.allreduce(result, Reduction::avg); },
+        [&] { return alone.reduce(given, result, Reduction::sum, 0); },
+        [&] { return alone.allgather(given, result); },
+        [&] { return alone.reduce_scatter(given, result); },
+        [&] { return alone.gather(given, result, 0); },
+        [&] { return alone.scatter(given, result, 0); }};
+    const auto done = calls[static_cast<std::size_t>(operation)]().wait();
+    ASSERT_TRUE(done) << operation << ": " << done.error().what;
+    EXPECT_EQ(out, in) << operation;
+  }
+}
+
+// Every call that is under way ends with the same error, not only the first to notice.
+TEST_F(CommunicatorTest, ARankThatDiesWithSeveralCallsUnderWayIsNamedByEach) {
+  join_all();
+  constexpr std::size_t kCount = std::size_t{4} << 20, kCalls = 3;
+  std::vector<std::vector<std::int64_t>> buffers;
+  for (int i = 0; i < kRanks * static_cast<int>(kCalls); ++i) buffers.push_back(numbers(i, kCount));
+  std::vector<std::vector<Completion>> calls(kRanks);
+  for (std::size_t i = 0; i < kCalls; ++i)
+    for (std::size_t rank = 0; rank < kRanks; ++rank) calls[rank].push_back(group_[rank]->allreduce(std::span(buffers[i * kRanks + rank])));
+  std::this_thread::sleep_for(std::chrono::milliseconds{60});
+  ASSERT_FALSE(calls[0][kCalls - 1].ready()) << "the machine is too fast for this test";
+  group_.pop_back();
+  for (std::size_t rank = 0; rank + 1 < kRanks; ++rank)
+    for (const auto& call : calls[rank])
+      if (const auto done = call.wait(); !done) {
+        EXPECT_NE(done.error().what.find("rank 3 (h3) is gone"), std::string::npos) << done.error().what;
+      }
+  for (const auto& call : calls[3]) EXPECT_TRUE(call.ready());
+}
+
 TEST_F(CommunicatorTest, RelaysThatEndAtAnyMomentChangeNothing) {
   join_all();
   std::mt19937 random(3);
