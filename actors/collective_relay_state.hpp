@@ -30,6 +30,7 @@ struct CollectiveBuffer {
   std::int64_t input_begin = 0;
   std::byte* output = nullptr;  // where the result goes; may be the input
   std::int64_t output_begin = 0;
+  std::shared_ptr<std::byte[]> kept = {};  // the input, where the result would overwrite the caller's
 
   std::span<std::byte> in(const collectives::Stretch& at) const {
     return {input + (at.offset - input_begin), static_cast<std::size_t>(at.bytes)};
@@ -111,7 +112,7 @@ class CollectiveRelayState {
   collectives::TreeProgram tree_;
   collectives::Element element_;
   collectives::Reduction reduction_;
-  int ranks_, rank_;
+  int ranks_, rank_;  // how many take part, and this one
   CollectiveBuffer buffer_;
   std::int64_t window_, chunks_;
 

@@ -16,8 +16,8 @@ std::string State::gone(int rank) const {
   return "rank " + std::to_string(rank) + " (" + name(rank) + ") is gone, and its data with it";
 }
 
-bool commits(const CallKind& kind) {
-  return kind.operation == collectives::Operation::reduce || kind.operation == collectives::Operation::reduce_scatter;
+bool commits(const State& state, const CallKind& kind) {
+  return state.options.on_loss == OnLoss::complete_among_survivors || kind.operation == collectives::Operation::reduce || kind.operation == collectives::Operation::reduce_scatter;
 }
 
 std::string text(const CallKind& kind) {
@@ -82,6 +82,7 @@ caf::actor spawn_communicator(caf::actor_system& system, CommunicatorOptions opt
   auto state = std::make_shared<group::State>();
   state->liveness = Liveness({options.gone_after, group::kAskAgain});
   state->options = std::move(options);
+  for (int rank = 0; rank < state->ranks(); ++rank) state->members.push_back(rank);
   state->port = std::move(port);
   auto communicator = system.spawn(group::behave, state);
   state->options.router->attach(communicator);

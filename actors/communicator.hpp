@@ -11,6 +11,9 @@
 // how far each rank is, and offers new trees for what is left. A rank that does not answer is gone, and its data with it:
 // the call fails at all others with the same error. Notes of that kind take every link there is, so that one that is cut
 // holds up none of them.
+//
+// Where survivors are to complete calls (OnLoss), the lowest rank that is left plans, and who is left is agreed on first:
+// actors/group_view.hpp. Every call keeps its contributions then until all ranks have its result.
 #pragma once
 
 #include <caf/fwd.hpp>
@@ -40,9 +43,18 @@ struct CallReport {
   bool settled = true;      // calls of the kind are cut into so many chunks from now on
   int attempts = 1;         // one more for each time that trees were planned anew
   Duration took{};          // at this rank
+  // Ranks that took part, ascending: the result is of their data, and avg is divided by their number. Parts of others in
+  // an allgather's or gather's output hold nothing of use.
+  std::vector<int> ranks = {};
 };
 
 using CallResult = tl::expected<CallReport, std::string>;
+
+// What becomes of calls when a rank is gone for good.
+enum class OnLoss : std::uint8_t {
+  fail,                       // they end with an error that names it, and the group is over
+  complete_among_survivors,  // they are completed without it. Each call waits until all ranks are done with it
+};
 
 // Ends one relay that is at work, as if it had crashed. For tests of faults.
 struct EndARelay {};
@@ -60,9 +72,13 @@ struct CommunicatorOptions {
   std::uint64_t session = 1;       // greater for a process that takes the same name later
   std::shared_ptr<CollectiveRouter> router;
   std::vector<Peer> neighbours;  // ranks at the other ends of this one's links, which pass notes on
-  // Rank 0 alone, which plans. What all ranks do for a call of this kind, in about so many chunks; 0: as a model says.
-  std::function<collectives::Expected<collectives::Program>(const CallKind&, std::int64_t chunks)> plan;
-  // What is left of it.
+  OnLoss on_loss = OnLoss::fail;  // the same at all ranks
+  // Of the rank that plans. What all members do for a call of this kind, in about so many chunks; 0: as a model says.
+  using Ranks = std::vector<int>;
+  std::function<collectives::Expected<collectives::Program>(const CallKind&, std::int64_t chunks, const Ranks& members)> plan;
+  // A broadcast that goes on from a rank that has all of it.
+  std::function<collectives::Expected<collectives::Program>(const CallKind&, int from, const Ranks& members)> pass_on;
+  // What is left of a program.
   std::function<collectives::Expected<collectives::Program>(const CallKind&, const collectives::Program&,
                                                             const std::vector<collectives::RankProgress>&)> resume;
   // From now on a link carries so little; 0: nothing.

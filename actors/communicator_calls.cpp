@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <cstring>
+#include <functional>
 #include <utility>
 
 #include "actors/communicator_state.hpp"
@@ -35,7 +37,8 @@ CallResult result_of(const Call& call, Instant now) {
   CallReport report;
   report.trees = call.program->trees.size();
   report.chunks = collectives::chunks_of(*call.program);
-  report.attempts = static_cast<int>(call.attempt) + 1;
+  report.attempts = std::max(call.attempts, static_cast<int>(call.attempt % kAttemptsPerView) + 1);
+  report.ranks = collectives::members_of(*call.program);
   report.settled = call.settled;
   report.took = now - call.begun;
   return report;
@@ -51,6 +54,8 @@ void complete_if_over(Self* self, State& state, std::uint64_t id) {
   // Who only passes on has no program when it failed before it had one.
   auto result = call.passes_on ? CallResult{} : result_of(call, now);
   if (!call.fault) state.finished[id] = call.attempt;
+  if (!call.fault && commits(state, call.start.kind))  // everyone was done with it
+    for (const int rank : state.members) state.liveness.came(rank);
   if (state.finished.size() > kHistory) state.finished.erase(state.finished.begin());
   state.calls.erase(id);
   state.options.router->forget_below(state.calls.empty() ? state.next_call : state.calls.begin()->first);
@@ -58,26 +63,10 @@ void complete_if_over(Self* self, State& state, std::uint64_t id) {
   if (later && !state.broken) on_offer(self, state, *later);
 }
 
-// The group is over: every call ends with the same reason.
-void fail_all(Self* self, State& state, const std::string& why) {
-  if (state.broken) return;
-  state.broken = why;
-  state.replans.clear();
-  if (state.options.hang_up) state.options.hang_up(std::nullopt);
-  std::vector<std::uint64_t> ids;
-  for (const auto& [id, call] : state.calls) ids.push_back(id);
-  for (const auto id : ids) {
-    auto& call = state.calls.at(id);
-    if (call.fault) continue;
-    call.fault = why;
-    let_go(self, state, id, call);
-    complete_if_over(self, state, id);
-  }
-}
-
 void part_is_done(Self* self, State& state, std::uint64_t id, Call& call) {
-  if (!commits(call.start.kind) || call.passes_on) return close(self, state, id);
+  if (!commits(state, call.start.kind) || call.passes_on) return close(self, state, id);
   call.stage = Stage::part_done;
+  call.done_attempt = call.attempt;
   const RunId run_id{id, call.attempt};
   if (state.plans()) return on_part_done(self, state, state.options.rank, run_id);
   tell(state, state.planner(), PartDone{run_id}, false);
@@ -96,6 +85,7 @@ void tell_progress(Self* self, State& state, const RunId& run_id, const Call* ca
 void paused_if_still(Self* self, State& state, std::uint64_t id, Call& call) {
   if (!call.relays.empty()) return;
   call.stage = Stage::paused;
+  if (state.promised) return ready_if_still(self, state);
   tell_progress(self, state, {id, static_cast<std::uint32_t>(call.paused_attempt)}, &call);
 }
 
@@ -118,6 +108,21 @@ void spawn_relays(Self* self, State& state, const RunId& run_id, Call& call) {
   state.options.router->began(run_id);
 }
 
+bool overlap(const std::byte* a, const std::byte* b, std::int64_t bytes) {
+  return a && b && std::less<>{}(a, b + bytes) && std::less<>{}(b, a + bytes);
+}
+
+// So that the call can begin again when its result has half overwritten what it is made of.
+void keep_input(const State& state, StartCall& start) {
+  auto& buffer = start.buffer;
+  const auto& kind = start.kind;
+  if (state.options.on_loss == OnLoss::fail || !collectives::combines(kind.operation)) return;
+  if (!overlap(buffer.input, buffer.output, kind.bytes)) return;
+  buffer.kept = std::shared_ptr<std::byte[]>(new std::byte[static_cast<std::size_t>(kind.bytes)]);
+  std::memcpy(buffer.kept.get(), buffer.input, static_cast<std::size_t>(kind.bytes));
+  buffer.input = buffer.kept.get();
+}
+
 }  // namespace
 
 // ---- beginning -------------------------------------------------------------------------------------------------------
@@ -125,31 +130,28 @@ void spawn_relays(Self* self, State& state, const RunId& run_id, Call& call) {
 void on_call(Self* self, State& state, StartCall start) {
   const std::uint64_t id = state.next_call++;
   auto& call = state.calls[id];
+  keep_input(state, start);
   call.start = std::move(start);
   call.begun = call.moved = self->clock().now();
   tick_on(self, state);
-  const auto refuse = [&](const std::string& why) {
-    call.fault = why;
-    complete_if_over(self, state, id);
-  };
-  if (state.broken) return refuse("the communicator failed before: " + *state.broken + "; join again");
-  if (state.plans()) {
-    auto program = plan_for(state, id);
-    if (!program) return refuse(program.error().what);  // nothing has begun: later calls may go on
-    return run(self, state, id, 0, std::move(*program));
+  if (state.broken) return refuse(self, state, id, "the communicator failed before: " + *state.broken + "; join again");
+  if (state.promised) {
+    call.paused_attempt = std::int64_t{first_attempt(state.promised->view)} - 1;
+    return;
   }
-  if (const auto refused = state.refusals.extract(id)) return refuse(refused.mapped().reason);
+  if (state.plans()) return plan_and_run(self, state, id);
+  if (const auto refused = state.refusals.extract(id)) return refuse(self, state, id, refused.mapped().reason);
   if (const auto paused = state.paused_early.extract(id)) call.paused_attempt = paused.mapped();
   if (auto offer = state.offers.extract(id)) return on_offer(self, state, std::move(offer.mapped()));
   if (const auto known = state.settled.find(call.start.kind); known != state.settled.end() && call.paused_attempt < 0) {
     call.settled = true;
-    run(self, state, id, 0, known->second);
+    run(self, state, id, first_attempt(state.view), known->second);
   }
 }
 
 void on_offer(Self* self, State& state, ProgramOffer offer) {
   const auto id = offer.run.call;
-  if (offer.program.ranks != state.ranks() || state.broken) return;
+  if (offer.program.ranks != state.ranks() || state.broken || state.promised || offer.run.attempt < first_attempt(state.view)) return;
   auto found = state.calls.find(id);
   if (found == state.calls.end() && id >= state.next_call) {  // not called yet
     // Bounded: who plans cannot be many calls ahead of what it waits for.
@@ -190,6 +192,8 @@ void run(Self* self, State& state, std::uint64_t id, std::uint32_t attempt, Prog
   call.relays.clear();
   call.program = std::move(program);
   call.attempt = attempt;
+  ++call.attempts;
+  call.done_attempt = -1;
   call.stage = Stage::running;
   call.moved = self->clock().now();
   call.watch = LinkWatch(state.options.watch);
@@ -198,7 +202,8 @@ void run(Self* self, State& state, std::uint64_t id, std::uint32_t attempt, Prog
   call.trees_done.clear();
   if (!call.start.buffer.lease) {
     // Its end is told by whoever holds it last, on whatever thread.
-    call.start.buffer.lease = std::shared_ptr<void>(self, [me = caf::actor(self), id](void*) { caf::anon_send(me, LeaseEnded{id}); });
+    call.start.buffer.lease = std::shared_ptr<void>(
+        self, [me = caf::actor(self), id, kept = call.start.buffer.kept](void*) { caf::anon_send(me, LeaseEnded{id}); });
     call.leased = true;
   }
   spawn_relays(self, state, {id, attempt}, call);
@@ -258,7 +263,15 @@ void report(Self* self, State& state, TroubleReport trouble) {
   if (trouble.bytes_per_s == 0) call.trouble.push_back(std::move(trouble));
 }
 
+void stop(Self* self, State& state, std::uint64_t id, Call& call) {
+  call.stage = Stage::pausing;
+  for (const auto& [key, sample] : samples_of(state, call))
+    if (sample.sent_bytes > sample.arrived_bytes) call.stale.push_back(sample.link);
+  stop_relays(self, state, id, call);
+}
+
 void on_pause(Self* self, State& state, const RunId& run_id) {
+  if (state.promised || run_id.attempt < first_attempt(state.view)) return;
   state.rough = true;
   const auto found = state.calls.find(run_id.call);
   if (found == state.calls.end()) {
@@ -275,17 +288,34 @@ void on_pause(Self* self, State& state, const RunId& run_id) {
   call.moved = self->clock().now();
   call.trouble.clear();
   if (call.stage == Stage::part_done) call.stage = Stage::paused;
-  if (call.stage == Stage::running) {
-    call.stage = Stage::pausing;
-    for (const auto& [key, sample] : samples_of(state, call))
-      if (sample.sent_bytes > sample.arrived_bytes) call.stale.push_back(sample.link);
-    stop_relays(self, state, run_id.call, call);
-  }
+  if (call.stage == Stage::running) stop(self, state, run_id.call, call);
   if (call.stage == Stage::pausing) return paused_if_still(self, state, run_id.call, call);
   tell_progress(self, state, run_id, &call);
 }
 
 // ---- ending ----------------------------------------------------------------------------------------------------------
+
+void refuse(Self* self, State& state, std::uint64_t id, const std::string& why) {
+  auto& call = state.calls.at(id);
+  call.fault = why;
+  let_go(self, state, id, call);
+  complete_if_over(self, state, id);
+}
+
+void fail_all(Self* self, State& state, const std::string& why) {
+  if (state.broken) return;
+  state.broken = why;
+  state.replans.clear();
+  state.promised.reset();
+  state.change.reset();
+  state.lost.clear();
+  state.suspects.clear();
+  if (state.options.hang_up) state.options.hang_up(std::nullopt);
+  std::vector<std::uint64_t> ids;
+  for (const auto& [id, call] : state.calls)
+    if (!call.fault) ids.push_back(id);
+  for (const auto id : ids) refuse(self, state, id, why);
+}
 
 void close(Self* self, State& state, std::uint64_t id) {
   const auto found = state.calls.find(id);
@@ -307,9 +337,7 @@ void on_refusal(Self* self, State& state, const CallRefused& refused) {
     if (refused.call >= state.next_call && state.refusals.size() < kSettledMax) state.refusals[refused.call] = refused;
     return;
   }
-  if (call->second.stage != Stage::waiting) return;
-  call->second.fault = refused.reason;
-  complete_if_over(self, state, refused.call);
+  if (call->second.stage == Stage::waiting && !call->second.fault) refuse(self, state, refused.call, refused.reason);
 }
 
 // The connections are new ones after the failure, so that the word still gets round.

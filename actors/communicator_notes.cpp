@@ -30,7 +30,8 @@ bool is_good(Self* self, State& state, const std::string& from, const GroupNote&
   return !note.flood || state.seen[note.origin].is_new(note.number);
 }
 
-void take(Self* self, State& state, int origin, NoteBody& body) {
+void take(Self* self, State& state, int origin, bool flood, NoteBody& body) {
+  if (std::holds_alternative<RankPing>(body)) return tell(state, origin, RankPong{}, flood);
   const int me = state.options.rank;
   const bool from_planner = origin == state.planner();
   if (auto* offer = std::get_if<ProgramOffer>(&body); offer && from_planner) return on_offer(self, state, std::move(*offer));
@@ -42,7 +43,10 @@ void take(Self* self, State& state, int origin, NoteBody& body) {
   if (const auto* wanted = std::get_if<OfferWanted>(&body); wanted && state.plans()) return on_offer_wanted(state, origin, wanted->call);
   if (const auto* wanted = std::get_if<AckWanted>(&body); wanted && wanted->link.from == origin && wanted->link.to == me)
     return on_ack_wanted(self, state, *wanted);
-  if (std::holds_alternative<RankPing>(body)) return tell(state, origin, RankPong{}, true);
+  if (const auto* proposed = std::get_if<ViewProposed>(&body)) return on_view_proposed(self, state, origin, *proposed);
+  if (const auto* ready = std::get_if<ViewReady>(&body)) return on_view_ready(self, state, origin, *ready);
+  if (const auto* begun = std::get_if<ViewBegun>(&body)) return on_view_begun(self, state, *begun);
+  if (const auto* lost = std::get_if<RankLost>(&body)) return on_rank_lost(self, state, lost->rank);
   if (const auto* ping = std::get_if<LinkPing>(&body); ping && ping->link.from == origin && ping->link.to == me)
     return tell_over(state, collectives::reversed(ping->link), LinkPong{ping->link});
   if (const auto* pong = std::get_if<LinkPong>(&body); pong && pong->link.to == origin) {
@@ -73,7 +77,15 @@ void on_note(Self* self, State& state, const std::string& from, GroupNote& note)
   const int origin = static_cast<int>(note.origin);
   state.liveness.heard(origin, self->clock().now());
   if (note.flood) pass_on(state, note, from);
-  if (note.target < 0 || note.target == state.options.rank) take(self, state, origin, note.note);
+  if (note.target >= 0 && note.target != state.options.rank) return;
+  // Who was taken for gone and is not must hear so: it can do nothing here any more.
+  if (!std::ranges::binary_search(state.members, origin) && !std::holds_alternative<ViewBegun>(note.note)) {
+    if (!state.broken && !std::holds_alternative<CallRefused>(note.note)) tell(state, origin, state.begun, false);
+    return;
+  }
+  if (!is_changing(state) || !state.lost.contains(origin)) return take(self, state, origin, note.flood, note.note);
+  if (!state.promised && !state.change) state.lost.erase(origin);  // it was only slow
+  take(self, state, origin, note.flood, note.note);
 }
 
 }  // namespace coppice::actors::group

@@ -5,12 +5,12 @@
 namespace coppice::actors::group {
 namespace {
 
-constexpr int kAttemptsMax = 32;
-constexpr int kAttemptsForSlowness = 6;  // what is slow for ever is better gone on with
+constexpr std::uint32_t kAttemptsMax = 32;  // at a call, in one view
+constexpr std::uint32_t kAttemptsForSlowness = 6;  // what is slow for ever is better gone on with
 
 void remember(State& state, std::uint64_t id, const CallKind& kind, const Program& program, std::uint32_t attempt) {
   std::set<int> done;
-  if (auto early = state.parts_early.extract(id); early && attempt == 0) done = std::move(early.mapped());
+  if (auto early = state.parts_early.extract(id); early && attempt == first_attempt(state.view)) done = std::move(early.mapped());
   state.offered[id] = {kind, program, attempt, std::move(done)};
   while (state.offered.size() > kHistory && !state.calls.contains(state.offered.begin()->first))
     state.offered.erase(state.offered.begin());
@@ -20,31 +20,35 @@ void remember(State& state, std::uint64_t id, const CallKind& kind, const Progra
 collectives::Expected<Program> asked_for(State& state, std::uint64_t id) {
   auto& call = state.calls.at(id);
   const CallKind& kind = call.start.kind;
+  if (kind.root >= 0 && !std::ranges::binary_search(state.members, kind.root)) {
+    if (const auto who = state.has_all.find(id); who != state.has_all.end()) return state.options.pass_on(kind, who->second, state.members);
+    return tl::unexpected(collectives::Error{collectives::ErrorCode::bad_root, state.gone(kind.root)});
+  }
   std::erase_if(state.past, [&](const Past& past) { return past.until <= id; });
   for (const Past& past : state.past)
     if (const auto known = past.settled.find(kind); known != past.settled.end()) return known->second;
-  if (kind.bytes < state.options.tune_from) return state.options.plan(kind, 0);
+  if (kind.bytes < state.options.tune_from) return state.options.plan(kind, 0, state.members);
   auto tuner = state.tuners.find(kind);
   if (tuner == state.tuners.end()) {
-    const auto model = state.options.plan(kind, 0);
+    const auto model = state.options.plan(kind, 0, state.members);
     if (!model) return model;
     if (state.tuners.size() >= kSettledMax) state.tuners.clear();
     tuner = state.tuners.emplace(kind, collectives::ChunkTuner(collectives::chunks_of(*model))).first;
   }
   call.tried = !tuner->second.settled();
-  return state.options.plan(kind, tuner->second.chunks());
+  return state.options.plan(kind, tuner->second.chunks(), state.members);
 }
 
 // How far each rank is, in the program that was paused.
 std::vector<collectives::RankProgress> progress_of(const Replan& replan, const Program& program) {
-  std::vector<collectives::RankProgress> out;
+  std::vector<collectives::RankProgress> out(static_cast<std::size_t>(program.ranks));
   for (const auto& [rank, told] : replan.told) {
     collectives::RankProgress own{told.over, {}};
     for (std::size_t tree = 0; tree < program.trees.size(); ++tree) {
       const auto all = static_cast<std::uint64_t>(collectives::chunk_count(program.trees[tree]));
       own.known.push_back(static_cast<std::int64_t>(tree < told.known.size() ? std::min(told.known[tree], all) : 0));
     }
-    out.push_back(std::move(own));
+    out[static_cast<std::size_t>(rank)] = std::move(own);
   }
   return out;
 }
@@ -62,25 +66,31 @@ void go_on(Self* self, State& state, std::uint64_t id, Replan replan) {
   on_offer(self, state, offer);
 }
 
+static_assert(kAttemptsMax < kAttemptsPerView);
+
 }  // namespace
 
-collectives::Expected<Program> plan_for(State& state, std::uint64_t id) {
+void plan_and_run(Self* self, State& state, std::uint64_t id) {
   auto& call = state.calls.at(id);
   const auto known = state.settled.find(call.start.kind);
   call.settled = known != state.settled.end();
   auto program = call.settled ? known->second : asked_for(state, id);
-  if (!program) {
-    tell(state, -1, CallRefused{id, false, program.error().what}, false);
-    state.refused[id] = program.error().what;
+  if (!program) {  // nothing has begun: later calls may go on
+    const std::string why = program.error().what;
+    tell(state, -1, CallRefused{id, false, why}, false);
+    state.refused[id] = why;
     if (state.refused.size() > kHistory) state.refused.erase(state.refused.begin());
-    return program;
+    return refuse(self, state, id, why);
   }
-  remember(state, id, call.start.kind, *program, 0);
-  if (call.settled) return program;
-  call.settled = state.settled.size() < kSettledMax && state.past.empty() && !call.tried;
-  tell(state, -1, ProgramOffer{{id, 0}, call.settled, *program}, false);
-  if (call.settled) state.settled.emplace(call.start.kind, *program);
-  return program;
+  const std::uint32_t attempt = first_attempt(state.view);
+  remember(state, id, call.start.kind, *program, attempt);
+  if (!call.settled) {
+    const bool passed_on = state.has_all.contains(id);
+    call.settled = state.settled.size() < kSettledMax && state.past.empty() && !call.tried && !passed_on;
+    tell(state, -1, ProgramOffer{{id, attempt}, call.settled, *program}, false);
+    if (call.settled) state.settled.emplace(call.start.kind, *program);
+  }
+  run(self, state, id, attempt, std::move(*program));
 }
 
 void on_offer_wanted(State& state, int rank, std::uint64_t id) {
@@ -93,14 +103,14 @@ void on_offer_wanted(State& state, int rank, std::uint64_t id) {
 
 void on_part_done(Self* self, State& state, int rank, const RunId& run_id) {
   if (run_id.call >= state.next_call) {
-    if (state.parts_early.size() < kSettledMax) state.parts_early[run_id.call].insert(rank);
+    if (state.parts_early.size() < kSettledMax && run_id.attempt == first_attempt(state.view)) state.parts_early[run_id.call].insert(rank);
     return;
   }
   const auto offered = state.offered.find(run_id.call);
   if (offered == state.offered.end() || state.replans.contains(run_id.call)) return;
   if (offered->second.attempt != run_id.attempt) return on_offer_wanted(state, rank, run_id.call);  // that was lost
   offered->second.parts_done.insert(rank);
-  if (static_cast<int>(offered->second.parts_done.size()) < state.ranks()) return;
+  if (offered->second.parts_done.size() < state.members.size()) return;
   if (!state.calls.contains(run_id.call)) return tell(state, rank, CallOver{run_id.call}, true);  // so was this
   tell(state, -1, CallOver{run_id.call}, false);
   close(self, state, run_id.call);
@@ -109,7 +119,7 @@ void on_part_done(Self* self, State& state, int rank, const RunId& run_id) {
 void on_trouble(Self* self, State& state, int origin, const TroubleReport& report) {
   const auto id = report.run.call;
   const auto offered = state.offered.find(id);
-  if (state.broken || offered == state.offered.end() || offered->second.attempt != report.run.attempt) return;
+  if (state.broken || state.promised || offered == state.offered.end() || offered->second.attempt != report.run.attempt) return;
   if (report.link.from >= 0 && report.link.from < state.ranks() && report.link.to >= 0 && report.link.to < state.ranks()) {
     if (report.link.from != origin && report.link.to != origin) return;  // of its own links alone
     // Whoever was at the other end has been here, though perhaps not heard by this rank.
@@ -118,8 +128,8 @@ void on_trouble(Self* self, State& state, int origin, const TroubleReport& repor
     if (state.options.degrade)
       state.options.degrade(report.link, static_cast<std::int64_t>(std::min<std::uint64_t>(report.bytes_per_s, INT64_MAX)));
   }
-  if (state.replans.contains(id) || (report.bytes_per_s > 0 && report.run.attempt >= kAttemptsForSlowness)) return;
-  if (report.run.attempt + 1 >= kAttemptsMax)
+  if (state.replans.contains(id) || (report.bytes_per_s > 0 && report.run.attempt % kAttemptsPerView >= kAttemptsForSlowness)) return;
+  if (report.run.attempt % kAttemptsPerView + 1 >= kAttemptsMax)
     return fail_everywhere(self, state, id, "call " + std::to_string(id) + " broke off too often: " + report.what);
   state.replans[id] = {self->clock().now(), {}, 0};
   tick_on(self, state);
@@ -140,7 +150,7 @@ void on_paused(Self* self, State& state, int rank, const PausedAt& paused) {
   if (replan == state.replans.end() || offered == state.offered.end() || offered->second.attempt != paused.run.attempt) return;
   replan->second.told[rank] = paused;
   replan->second.next_call = std::max(replan->second.next_call, paused.next_call);
-  if (static_cast<int>(replan->second.told.size()) < state.ranks()) return;
+  if (replan->second.told.size() < state.members.size()) return;
   auto all = std::move(replan->second);
   state.replans.erase(replan);
   go_on(self, state, id, std::move(all));
@@ -149,7 +159,7 @@ void on_paused(Self* self, State& state, int rank, const PausedAt& paused) {
 // What a call teaches about the number of chunks. From the first frame on: who calls late says nothing of that.
 void learn(State& state, const Call& call, Instant now) {
   const auto tuner = state.tuners.find(call.start.kind);
-  if (tuner == state.tuners.end() || call.fault || call.attempt > 0 || !call.tried) return;
+  if (tuner == state.tuners.end() || call.fault || call.attempt != first_attempt(state.view) || !call.tried) return;
   std::optional<Instant> flowing;
   for (const auto& progress : call.progress) {
     if (!progress) continue;

@@ -2,7 +2,7 @@
 //
 // communicator.cpp takes messages apart; communicator_notes.cpp tells the other ranks; communicator_calls.cpp is one
 // rank's part of a call; communicator_planning.cpp is what the rank that plans does beside it; communicator_watch.cpp
-// looks at links and ranks ten times a second.
+// looks at links and ranks ten times a second; communicator_views.cpp goes on without ranks that are gone.
 #pragma once
 
 #include <map>
@@ -13,6 +13,7 @@
 
 #include "actors/collective_messages.hpp"
 #include "actors/communicator.hpp"
+#include "actors/group_view.hpp"
 #include "actors/liveness.hpp"
 #include "actors/note_filter.hpp"
 #include "actors/type_ids.hpp"
@@ -44,6 +45,9 @@ struct Call {
   std::int64_t steps = 0;
   std::int64_t paused_attempt = -1;  // offers up to this one are of the past
   std::uint32_t attempt = 0;
+  int attempts = 0;                // that were begun here
+  std::int64_t done_attempt = -1;  // the one of which this rank has its part of the result; -1: none
+  bool has_all = false;            // of a broadcast: whatever becomes of this attempt
   std::optional<Program> program;
   std::map<std::uint32_t, caf::actor> relays;            // at work
   std::set<std::uint32_t> trees_done;                    // of this attempt
@@ -84,6 +88,13 @@ struct Past {
   std::map<CallKind, Program> settled;
 };
 
+// The rank that proposes a view.
+struct ViewChange {
+  ViewProposed proposed;
+  std::map<int, ViewReady> told;
+  Instant begun;
+};
+
 using LinkKey = std::tuple<int, std::string, std::string>;
 inline LinkKey key_of(const collectives::RankEdge& edge) { return {edge.to, edge.from_address, edge.to_address}; }
 
@@ -106,12 +117,21 @@ struct State {
   std::map<std::uint64_t, std::set<int>> parts_early;  // done with calls that it has not made yet: kinds are settled
   std::map<std::uint64_t, Replan> replans;
   std::vector<Past> past;  // the oldest first
+  std::uint32_t view = 0;
+  std::vector<int> members;               // of the view: ranks, ascending
+  std::set<int> lost;                     // members that are gone: another view is to come
+  std::map<int, Instant> suspects;        // members that others say are gone, since when
+  std::optional<ViewProposed> promised;   // everything waits for it
+  std::optional<ViewChange> change;       // this rank's own
+  ViewBegun begun;                        // the present view, for those that did not hear of it
+  std::map<std::uint64_t, int> has_all;   // broadcasts without their root, and who has all of it
+  Instant view_asked{};
   std::optional<std::string> broken;  // why no further call can be
   bool rough = false;                 // a run was paused before: every note takes every way
   bool ticking = false;
 
   int ranks() const { return static_cast<int>(options.names.size()); }
-  int planner() const { return 0; }
+  int planner() const { return members.front(); }
   bool plans() const { return options.rank == planner(); }
   const std::string& name(int rank) const { return options.names[static_cast<std::size_t>(rank)]; }
   int rank_of(const std::string& name) const;  // -1: none
@@ -120,8 +140,9 @@ struct State {
 
 using Self = caf::event_based_actor;
 
-// Whether the rank's data is combined elsewhere and never comes back: whoever is done must keep it until all are.
-bool commits(const CallKind& kind);
+// Whether the caller's buffer is needed until everyone is done: its data is combined elsewhere and never comes back, or
+// the call may have to begin again.
+bool commits(const State& state, const CallKind& kind);
 std::string text(const CallKind& kind);
 std::uint32_t fingerprint(const CallKind& kind);
 
@@ -141,13 +162,15 @@ void on_relay_done(Self* self, State& state, const RelayDone& done);
 void on_relay_ended(Self* self, State& state, const caf::down_msg& down);
 void on_lease_ended(Self* self, State& state, std::uint64_t id);
 void on_ack_wanted(Self* self, State& state, const AckWanted& wanted);
+void stop(Self* self, State& state, std::uint64_t id, Call& call);  // its relays; REQUIRES: it runs
+void refuse(Self* self, State& state, std::uint64_t id, const std::string& why);  // that call alone
 void close(Self* self, State& state, std::uint64_t id);
 void report(Self* self, State& state, TroubleReport trouble);
+void fail_all(Self* self, State& state, const std::string& why);  // the group is over: every call ends with this reason
 void fail_everywhere(Self* self, State& state, std::uint64_t id, const std::string& why);  // everyone is told the same
 
 // ---- communicator_planning.cpp ----
-// What the call takes, as far as that rank knows; it offers it to the others. Errors: the call cannot be, and they know.
-collectives::Expected<Program> plan_for(State& state, std::uint64_t id);
+void plan_and_run(Self* self, State& state, std::uint64_t id);  // a call of its own; the others are told
 void on_trouble(Self* self, State& state, int origin, const TroubleReport& report);
 void on_paused(Self* self, State& state, int rank, const PausedAt& paused);
 void on_part_done(Self* self, State& state, int rank, const RunId& run_id);
@@ -157,7 +180,17 @@ void learn(State& state, const Call& call, Instant now);
 // ---- communicator_watch.cpp ----
 void tick_on(Self* self, State& state);
 void on_tick(Self* self, State& state);
-void lose(Self* self, State& state, int rank);  // it is gone for good
 std::map<LinkKey, LinkSample> samples_of(const State& state, const Call& call);
+
+// ---- communicator_views.cpp ----
+void lose(Self* self, State& state, int rank);  // it is gone for good
+void on_rank_lost(Self* self, State& state, int rank);
+void on_view_proposed(Self* self, State& state, int origin, const ViewProposed& proposed);
+void on_view_ready(Self* self, State& state, int origin, const ViewReady& ready);
+void on_view_begun(Self* self, State& state, const ViewBegun& begun);
+void ready_if_still(Self* self, State& state);  // answers what is proposed once all relays here have ended
+std::set<int> awaited_for_view(const State& state);
+void watch_view(Self* self, State& state, Instant now);
+bool is_changing(const State& state);
 
 }  // namespace coppice::actors::group

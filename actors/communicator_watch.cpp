@@ -119,23 +119,13 @@ void ask_again(State& state, std::uint64_t id, Call& call, Instant now) {
   for (const auto& trouble : call.trouble) tell(state, state.planner(), trouble, true);
 }
 
-// Whose word a call that stands still cannot do without.
-void awaited_by(const State& state, std::uint64_t id, const Call& call, std::set<int>& ranks) {
-  if (!state.plans()) {
-    if (call.stage != Stage::running || !call.trouble.empty()) ranks.insert(state.planner());
-    return;
-  }
-  if (const auto replan = state.replans.find(id); replan != state.replans.end()) {
-    for (int rank = 0; rank < state.ranks(); ++rank)
-      if (!replan->second.told.contains(rank)) ranks.insert(rank);
-  } else if (call.stage == Stage::part_done) {
-    const auto& done = state.offered.at(id).parts_done;
-    for (int rank = 0; rank < state.ranks(); ++rank)
-      if (!done.contains(rank)) ranks.insert(rank);
-  }
+// Who may be the reason that a call stands still, beside the links that it waits on.
+std::set<int> awaited_by(const State& state) {
+  if (!state.plans()) return {state.planner()};
+  return {state.members.begin(), state.members.end()};
 }
 
-// Rank 0 asks again for what was told with a connection that is gone; of runs that are over at this rank, too.
+// The rank that plans asks again for what was told with a connection that is gone; of runs that are over there, too.
 void ask_for_progress(State& state, Instant now) {
   for (auto& [id, replan] : state.replans) {
     if (now - replan.asked < kAskAgain) continue;
@@ -146,13 +136,16 @@ void ask_for_progress(State& state, Instant now) {
 
 void look_at_ranks(Self* self, State& state, std::set<int> ranks, Instant now) {
   for (const auto& [id, replan] : state.replans)
-    for (int rank = 0; rank < state.ranks(); ++rank)
+    for (const int rank : state.members)
       if (!replan.told.contains(rank)) ranks.insert(rank);
+  ranks.merge(awaited_for_view(state));
   ranks.erase(state.options.rank);
   for (const int rank : ranks) {
+    if (state.lost.contains(rank)) continue;
+    if (has_been_here(state, rank)) state.liveness.came(rank);
     const auto verdict = state.liveness.await(rank, now);
-    if (verdict.ask) tell(state, rank, RankPing{}, true);
-    if (verdict.gone) return lose(self, state, rank);
+    if (verdict.ask) tell(state, rank, RankPing{}, verdict.by_every_way);
+    if (verdict.gone) lose(self, state, rank);
   }
 }
 
@@ -209,20 +202,16 @@ void on_tick(Self* self, State& state) {
   for (auto& [id, call] : state.calls) {
     if (call.stage == Stage::closing || moves(call, now)) continue;
     ask_again(state, id, call, now);
-    awaited_by(state, id, call, awaited);
+    if (awaited.empty()) awaited = awaited_by(state);
     if (!failed && now - call.moved > state.options.patience) failed = {id, standstill(state, id, call)};
   }
   if (failed) fail_everywhere(self, state, failed->first, failed->second);
   free_buffers(self, state, now);
   ask_for_progress(state, now);
+  watch_view(self, state, now);
   look_at_ranks(self, state, std::move(awaited), now);
   look_at_links(self, state, now);
-  if (!state.calls.empty() || !state.replans.empty()) tick_on(self, state);
-}
-
-void lose(Self* self, State& state, int rank) {
-  const auto id = state.calls.empty() ? state.next_call : state.calls.begin()->first;
-  fail_everywhere(self, state, id, state.gone(rank));
+  if (!state.calls.empty() || !state.replans.empty() || is_changing(state)) tick_on(self, state);
 }
 
 }  // namespace coppice::actors::group

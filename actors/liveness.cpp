@@ -10,9 +10,16 @@ void Liveness::heard(int rank, Instant now) {
   seen.heard = now;
 }
 
+void Liveness::came(int rank) { seen_[rank].ever = true; }
+
 bool Liveness::ever_heard(int rank) const {
   const auto found = seen_.find(rank);
   return found != seen_.end() && found->second.ever;
+}
+
+bool Liveness::heard_since(int rank, Instant then) const {
+  const auto found = seen_.find(rank);
+  return found != seen_.end() && found->second.ever && found->second.heard > then;
 }
 
 Liveness::Verdict Liveness::await(int rank, Instant now) {
@@ -21,10 +28,10 @@ Liveness::Verdict Liveness::await(int rank, Instant now) {
   seen.awaited = now;
   if (!seen.ever) return {};
   seen.since = std::max(seen.since, seen.heard);
-  if (now - seen.since >= options_.gone_after) return {false, true};
+  if (now - seen.since >= options_.gone_after) return {.gone = true};
   if (now - seen.asked < options_.ask_every) return {};
   seen.asked = now;
-  return {true, false};
+  return {.ask = true, .by_every_way = now - seen.since >= options_.gone_after / 4};
 }
 
 }  // namespace coppice::actors

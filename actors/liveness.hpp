@@ -22,10 +22,13 @@ class Liveness {
 
   struct Verdict {
     bool ask = false, gone = false;
+    bool by_every_way = false;  // it has been silent for so long that the way to it may be at fault
   };
 
   void heard(int rank, Instant now);  // anything of its own, on whatever way
+  void came(int rank);                // it has been here at some time
   bool ever_heard(int rank) const;
+  bool heard_since(int rank, Instant then) const;
   // The rank is waited for: to be called at every look, ten times a second or so. After a pause in being called, as when
   // this process stood still itself, the wait begins anew.
   Verdict await(int rank, Instant now);

@@ -240,6 +240,35 @@ struct AckWanted {
   collectives::RankEdge link;  // from who asks
 };
 
+// Where calls are to be completed among the survivors: who takes part from now on, its number and, before that, what each
+// of its members has. The lowest of them proposes it when a rank is gone; greater numbers are later ones. Whoever answers
+// has stopped every relay and does nothing for an earlier view any more.
+struct ViewProposed {
+  std::uint32_t view = 0;
+  std::vector<std::int32_t> members;  // ranks, ascending
+};
+// member -> who proposed it. Calls that are not listed and are below next_call are over there.
+struct CallStands {
+  std::uint64_t call = 0;
+  std::int64_t done_attempt = -1;  // this rank has its part of the result of that attempt; -1: of none
+  bool has_all = false;            // of a broadcast: all that the root sent
+};
+struct ViewReady {
+  std::uint32_t view = 0;
+  std::uint64_t next_call = 0;
+  std::vector<CallStands> calls;
+};
+// who proposed it -> members. over: calls of which every member has its part; all others begin again.
+struct ViewBegun {
+  std::uint32_t view = 0;
+  std::vector<std::int32_t> members;
+  std::vector<std::uint64_t> over;
+};
+// member -> the lowest of those that are left: see whether this rank still answers
+struct RankLost {
+  std::int32_t rank = -1;
+};
+
 // Whether a rank still answers: who waits for it -> it, and back.
 struct RankPing {};
 struct RankPong {};
@@ -247,7 +276,7 @@ struct RankPong {};
 // What the ranks of a group tell one another beside the data. In trouble a note is passed on over every link that there
 // is until it has been everywhere, so that it arrives wherever any way is left; `number` tells its copies apart.
 using NoteBody = std::variant<ProgramOffer, CallRefused, TroubleReport, PauseCall, PausedAt, PartDone, CallOver, LinkPing,
-                              LinkPong, OfferWanted, RankPing, RankPong, AckWanted>;
+                              LinkPong, OfferWanted, RankPing, RankPong, AckWanted, ViewProposed, ViewReady, ViewBegun, RankLost>;
 struct GroupNote {
   std::uint32_t origin = 0;   // rank
   std::uint64_t session = 0;  // of the origin's process: its name may be taken by another one later, its data may not

@@ -21,7 +21,7 @@ struct Options {
   std::vector<std::string> bytes{"64M"};
   int repeat = 5, warm_up = 1, patience_s = 60;
   std::int64_t chunks = 0;
-  bool no_tune = false;
+  bool no_tune = false, survivors = false;
 };
 
 struct Settings {
@@ -62,7 +62,8 @@ runtime::Expected<Settings> settings_of(const Options& options) {
 
 runtime::Expected<void> run_rank(const Options& options, const Settings& settings) {
   auto group = runtime::Communicator::join({settings.cluster, options.as, settings.planner, options.chunks, !options.no_tune,
-                                            std::chrono::milliseconds(options.patience_s * 1'000)});
+                                            std::chrono::milliseconds(options.patience_s * 1'000),
+                                            options.survivors ? runtime::OnLoss::complete_among_survivors : runtime::OnLoss::fail});
   if (!group) return tl::unexpected(group.error());
   const auto runs = run_collective(**group, settings.cluster, settings.load);
   if (!runs) return tl::unexpected(runs.error());
@@ -94,8 +95,7 @@ runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings
   std::error_code fault;
   std::filesystem::create_directories(logs, fault);
   if (fault) return runtime::bad_input("cannot make " + logs.string() + ": " + fault.message());
-  const auto first = settings.cluster.hosts.front().name;
-  std::filesystem::remove(logs / (first + ".log"), fault);
+  for (const auto& host : settings.cluster.hosts) std::filesystem::remove(logs / (host.name + ".log"), fault);
 
   std::vector<std::string> command{self_path(), "bench", "collective",
                                    "--cluster", std::filesystem::absolute(options.cluster).string(),
@@ -105,6 +105,7 @@ runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings
                                    "--chunks", std::to_string(options.chunks),
                                    "--patience-s", std::to_string(options.patience_s)};
   if (options.no_tune) command.push_back("--no-tune");
+  if (options.survivors) command.push_back("--survivors");
   if (!options.root.empty()) command.insert(command.end(), {"--root", options.root});
   command.push_back("--bytes");
   command.insert(command.end(), options.bytes.begin(), options.bytes.end());
@@ -119,20 +120,28 @@ runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings
     if (auto started = launcher.start(host.name, *argv); !started) return tl::unexpected(started.error());
   }
   std::vector<runtime::Exit> failures;
+  std::set<std::string> finished;
   std::optional<std::chrono::steady_clock::time_point> until;  // the others notice by themselves, and say what they saw
   for (std::size_t left = settings.cluster.hosts.size(); left > 0;) {
     if (interrupted) return runtime::failed("interrupted");
     for (auto& exit : launcher.reap()) {
       --left;
-      if (exit.status == 0) continue;
+      if (exit.status == 0) {
+        finished.insert(exit.name);
+        continue;
+      }
       failures.push_back(std::move(exit));
-      if (!until) until = std::chrono::steady_clock::now() + kNotice;
+      if (!until && !options.survivors) until = std::chrono::steady_clock::now() + kNotice;
     }
     if (until && std::chrono::steady_clock::now() > *until) break;
     std::this_thread::sleep_for(std::chrono::milliseconds{10});
   }
-  if (!failures.empty()) return runtime::failed(in_words(failures));
-  return result_in(logs / (first + ".log"));
+  const bool go_on = options.survivors && !finished.empty();
+  if (!failures.empty() && !go_on) return runtime::failed(in_words(failures));
+  const auto first = std::ranges::find_if(settings.cluster.hosts, [&](const auto& host) { return finished.contains(host.name); });
+  auto result = result_in(logs / (first->name + ".log"));
+  for (std::size_t i = 0; result && !failures.empty() && i < result->size(); ++i) (*result)[i]["lost"] = in_words(failures);
+  return result;
 }
 
 runtime::Expected<void> bench_collective(const Options& options, const Shell& shell) {
@@ -168,6 +177,7 @@ void add_bench_collective(CLI::App& bench, Shell& shell) {
   command->add_option("--planner", options->planner, "exact, mwu, rs_ag, rings or best_ring, over the same transport")->capture_default_str();
   command->add_option("--chunks", options->chunks, "that a tree's share is cut into; 0: as a model says")->check(CLI::Range(0, 1'000'000))->capture_default_str();
   command->add_flag("--no-tune", options->no_tune, "as the model says, without trying; otherwise warming up lasts until it is settled");
+  command->add_flag("--survivors", options->survivors, "complete calls among the survivors when a rank is gone for good, and go on");
   command->add_option("--patience-s", options->patience_s, "how long a call may stand still")->check(CLI::Range(1, 3'600))->capture_default_str();
   command->add_option("--logs", options->logs, "where each rank's output goes (default: CLUSTER.logs)");
   command->add_option("--as", options->as, "be the rank of this host; without it, all are launched");

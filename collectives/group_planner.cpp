@@ -34,24 +34,38 @@ Between between(const Plan& plan, int from, int to) {
 
 }  // namespace
 
-Expected<Plan> GroupPlanner::plan(Operation operation, int root) const {
+Expected<Plan> GroupPlanner::plan(Operation operation, int root, const std::vector<int>& members) const {
   PlanRequest request{.operation = operation, .planner = planner_};
   request.participants = participants_;
+  if (!members.empty()) {
+    request.participants->clear();
+    for (const int rank : members) request.participants->push_back(participants_[index(rank)]);
+  }
   if (root >= 0) request.root = participants_[index(root)];
   return make_plan(topology_, request);
 }
 
-Expected<Program> GroupPlanner::program(const CallKind& kind, std::int64_t chunks) const {
-  const auto planned = plan(kind.operation, kind.root);
+Expected<Program> GroupPlanner::program(const CallKind& kind, std::int64_t chunks, const std::vector<int>& members) const {
+  const auto planned = plan(kind.operation, kind.root, members);
   if (!planned) return tl::unexpected(planned.error());
   return make_program(*planned, topology_,
-                      {.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes, .root = kind.root, .chunks = chunks});
+                      {.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes, .root = kind.root,
+                       .nodes = participants_, .chunks = chunks});
+}
+
+Expected<Program> GroupPlanner::passing_on(const CallKind& kind, int from, const std::vector<int>& members) const {
+  const auto planned = plan(Operation::broadcast, from, members);
+  if (!planned) return tl::unexpected(planned.error());
+  return make_program(*planned, topology_,
+                      {.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes, .root = kind.root,
+                       .nodes = participants_, .known_at_root = true});
 }
 
 Expected<Program> GroupPlanner::resume(const CallKind& kind, const Program& program,
                                        const std::vector<RankProgress>& progress) const {
-  const auto replan = [&](Operation operation, int root) { return plan(operation, root); };
-  return collectives::resume(program, progress, kind.root, replan, topology_, std::max<std::int64_t>(chunks_of(program), 1));
+  const auto replan = [&](Operation operation, int root) { return plan(operation, root, program.members); };
+  return collectives::resume(program, progress, kind.root, replan, participants_, topology_,
+                             std::max<std::int64_t>(chunks_of(program), 1));
 }
 
 void GroupPlanner::degrade(const RankEdge& edge, std::int64_t bytes_per_s) {

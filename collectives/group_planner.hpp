@@ -31,11 +31,13 @@ class GroupPlanner {
   const Topology& topology() const { return topology_; }
   int ranks() const { return static_cast<int>(participants_.size()); }
 
-  // Errors: as make_plan's.
-  Expected<Plan> plan(Operation operation, int root) const;
+  // members: the ranks that take part; none: all. Errors: as make_plan's.
+  Expected<Plan> plan(Operation operation, int root, const std::vector<int>& members = {}) const;
   // chunks: as ProgramOptions has it. Errors: as make_program's too.
-  Expected<Program> program(const CallKind& kind, std::int64_t chunks) const;
-  // What is left of a program. Errors: as collectives::resume's.
+  Expected<Program> program(const CallKind& kind, std::int64_t chunks, const std::vector<int>& members = {}) const;
+  // A broadcast that goes on from a rank that has all of it.
+  Expected<Program> passing_on(const CallKind& kind, int from, const std::vector<int>& members) const;
+  // What is left of a program, among its members. Errors: as collectives::resume's.
   Expected<Program> resume(const CallKind& kind, const Program& program, const std::vector<RankProgress>& progress) const;
 
   // From now on a rank's edge to another carries so much, never more than before; 0: nothing. Where switches are between

@@ -218,8 +218,12 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   communicate.router = parts->router;
   communicate.patience = kept.patience;
   if (!kept.tune || kept.chunks > 0) communicate.tune_from = INT64_MAX;
-  communicate.plan = [raw = parts.get()](const CallKind& kind, std::int64_t chunks) {
-    return raw->planner().program(kind, chunks > 0 ? chunks : raw->options.chunks);
+  communicate.on_loss = kept.on_loss;
+  communicate.plan = [raw = parts.get()](const CallKind& kind, std::int64_t chunks, const std::vector<int>& members) {
+    return raw->planner().program(kind, chunks > 0 ? chunks : raw->options.chunks, members);
+  };
+  communicate.pass_on = [raw = parts.get()](const CallKind& kind, int from, const std::vector<int>& members) {
+    return raw->planner().passing_on(kind, from, members);
   };
   communicate.resume = [raw = parts.get()](const CallKind& kind, const collectives::Program& program, const auto& progress) {
     return raw->planner().resume(kind, program, progress);

@@ -64,6 +64,8 @@ class Completion {
   std::shared_ptr<Shared> shared_;
 };
 
+using actors::OnLoss;
+
 struct CommunicatorOptions {
   Cluster cluster;
   std::string name;  // of the host that this process is
@@ -72,6 +74,9 @@ struct CommunicatorOptions {
   bool tune = true;         // large calls of a kind try which number is fastest, with the first few, where chunks is 0
   // A call that stands still for so long has failed, though every rank that it began with is there.
   std::chrono::milliseconds patience{300'000};
+  // complete_among_survivors: when a rank is gone for good, calls are completed without it, and CallReport::ranks says of
+  // whom the result is. The same at all ranks. Calls take a round trip more; those in place, a copy of their buffer.
+  OnLoss on_loss = OnLoss::fail;
 };
 
 class Communicator {

@@ -207,6 +207,33 @@ struct Writer {
     pk.pack(m.sent);
     pack_edges(pk, {m.link});
   }
+  void pack_note(const ViewProposed& m) {
+    pk.pack_array(2);
+    pk.pack(m.view);
+    pk.pack(m.members);
+  }
+  void pack_note(const ViewReady& m) {
+    pk.pack_array(3);
+    pk.pack(m.view);
+    pk.pack(m.next_call);
+    pk.pack_array(static_cast<std::uint32_t>(m.calls.size()));
+    for (const auto& stands : m.calls) {
+      pk.pack_array(3);
+      pk.pack(stands.call);
+      pk.pack(stands.done_attempt + 1);
+      pk.pack(stands.has_all);
+    }
+  }
+  void pack_note(const ViewBegun& m) {
+    pk.pack_array(3);
+    pk.pack(m.view);
+    pk.pack(m.members);
+    pk.pack(m.over);
+  }
+  void pack_note(const RankLost& m) {
+    pk.pack_array(1);
+    pk.pack(m.rank);
+  }
   void pack_note(const RankPing&) { pk.pack_array(0); }
   void pack_note(const RankPong&) { pk.pack_array(0); }
   void pack_note(const CallOver& m) {
@@ -232,13 +259,14 @@ void pack_edges(Packer& pk, const std::vector<collectives::RankEdge>& edges) {
 }
 
 void pack_program(Packer& pk, const collectives::Program& program) {
-  pk.pack_array(7);
+  pk.pack_array(8);
   pk.pack(number(program.operation));
   pk.pack(number(program.element));
   pk.pack(number(program.reduction));
   pk.pack(program.ranks);
   pk.pack(program.root);
   pk.pack(program.bytes);
+  pk.pack(program.members);
   pk.pack_array(static_cast<std::uint32_t>(program.trees.size()));
   for (const auto& tree : program.trees) {
     pk.pack_array(8);
@@ -409,6 +437,13 @@ std::vector<collectives::RankEdge> rank_edges(std::span<const msgpack::object> e
   return edges;
 }
 
+std::vector<int> ranks(Fields& outer) {
+  std::vector<int> out;
+  const auto entries = outer.array();
+  for (Fields f(entries); out.size() < entries.size();) out.push_back(f.int32());
+  return out;
+}
+
 collectives::RankEdge one_edge(std::span<const msgpack::object> entries) {
   require(entries.size() == 1);
   return rank_edges(entries).front();
@@ -423,6 +458,7 @@ collectives::Program program(Fields& outer) {
   p.ranks = f.int32();
   p.root = f.int32();
   p.bytes = f.int64();
+  p.members = ranks(f);
   for (const auto& entry : f.array()) {
     Fields fields(entry);
     collectives::TreeProgram tree;
@@ -446,6 +482,29 @@ collectives::Program program(Fields& outer) {
   f.end();
   require(static_cast<bool>(collectives::check(p)));
   return p;
+}
+
+std::vector<std::uint64_t> numbers(Fields& outer) {
+  std::vector<std::uint64_t> out;
+  const auto entries = outer.array();
+  for (Fields f(entries); out.size() < entries.size();) out.push_back(f.uint<std::uint64_t>());
+  return out;
+}
+
+ViewReady view_ready(Fields& f) {
+  ViewReady ready;
+  ready.view = f.uint<std::uint32_t>();
+  ready.next_call = f.uint<std::uint64_t>();
+  for (const auto& entry : f.array()) {
+    Fields fields(entry);
+    CallStands stands;
+    stands.call = fields.uint<std::uint64_t>();
+    stands.done_attempt = fields.int64() - 1;
+    stands.has_all = fields.boolean();
+    fields.end();
+    ready.calls.push_back(stands);
+  }
+  return ready;
 }
 
 void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
@@ -481,9 +540,7 @@ void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
       paused.run = run_id(f);
       paused.over = f.boolean();
       paused.next_call = f.uint<std::uint64_t>();
-      const auto known = f.array();
-      Fields numbers(known);
-      for (std::size_t i = 0; i < known.size(); ++i) paused.known.push_back(numbers.uint<std::uint64_t>());
+      paused.known = numbers(f);
       m.note = std::move(paused);
       return;
     }
@@ -505,6 +562,23 @@ void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
       m.note = std::move(wanted);
       return;
     }
+    case 13: {
+      ViewProposed proposed;
+      proposed.view = f.uint<std::uint32_t>();
+      proposed.members = ranks(f);
+      m.note = std::move(proposed);
+      return;
+    }
+    case 14: m.note = view_ready(f); return;
+    case 15: {
+      ViewBegun begun;
+      begun.view = f.uint<std::uint32_t>();
+      begun.members = ranks(f);
+      begun.over = numbers(f);
+      m.note = std::move(begun);
+      return;
+    }
+    case 16: m.note = RankLost{f.int32()}; return;
     default: throw Malformed{};
   }
 }

@@ -323,7 +323,7 @@ TEST(CollectiveRelay, BreaksOffAnywhereAndGoesOnOverOtherTrees) {
       box.links.erase(box.links.begin() + static_cast<std::ptrdiff_t>(random() % box.links.size()));
       const auto next = resume(
           program, progress, root,
-          [&](Operation what, int from) { return make_plan(box, {.operation = what, .root = from}); }, box, 6);
+          [&](Operation what, int from) { return make_plan(box, {.operation = what, .root = from}); }, hosts(box), box, 6);
       ASSERT_TRUE(next) << name(operation) << ": " << next.error().what;
       ASSERT_TRUE(check(*next)) << check(*next).error().what;
       program = *next;

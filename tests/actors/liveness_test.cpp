@@ -16,6 +16,14 @@ TEST(Liveness, OneThatNeverCameIsWaitedFor) {
   for (int i = 0; i < 100; ++i) EXPECT_FALSE(liveness.await(1, kStart + i * 100ms).gone);
 }
 
+TEST(Liveness, OneThatCameAndWasNeverHeardMayBeGone) {
+  Liveness liveness;
+  liveness.came(1);
+  int looks = 0;
+  while (!liveness.await(1, kStart + looks * 100ms).gone && looks < 100) ++looks;
+  EXPECT_EQ(looks, 20);
+}
+
 TEST(Liveness, OneThatAnswersIsNotGoneAndOneThatDoesNotIs) {
   Liveness liveness;
   liveness.heard(1, kStart - 1min);

@@ -140,6 +140,19 @@ class OnShapedLinks(unittest.TestCase):
         self.assertIn("rank 2 (h2) is gone", error)
         self.assertEqual(error.count("; rank "), 1, f"survivors say different things: {error}")
 
+    def test_survivors_of_a_killed_rank_have_its_result_without_it(self) -> None:
+        for victim, operation in (("h2", "allreduce"), ("h0", "allreduce"), ("h3", "broadcast")):
+            def kill(_: netlab.Lab) -> None:
+                subprocess.run(["pkill", "-KILL", "-f", "--", f"bench collective .*--as {victim}$"], check=True)
+            with self.subTest(victim=victim, op=operation):
+                code, result, error = self.changed_half_way(
+                    "hetero4", kill, "--op", operation, "--root", "h1", "--bytes", "24M", "--repeat", 2, "--survivors")
+                self.assertEqual(code, 0, error)
+                self.assertTrue(result["verified"])
+                self.assertEqual(result["survivors"], [h for h in ("h0", "h1", "h2", "h3") if h != victim])
+                self.assertIn("killed by SIGKILL", result["lost"])
+                print(f"{victim} killed in {operation}: repetitions of {result['seconds']} s", file=sys.stderr)
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)

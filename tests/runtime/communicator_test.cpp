@@ -43,11 +43,12 @@ class CommunicatorTest : public ::testing::Test {
     std::filesystem::remove_all(directory_);
   }
 
-  void join_all(std::chrono::milliseconds patience = std::chrono::seconds{30}) {
-    for (int rank = 0; rank < kRanks; ++rank) join(rank, patience);
+  void join_all(std::chrono::milliseconds patience = std::chrono::seconds{30}, OnLoss on_loss = OnLoss::fail) {
+    for (int rank = 0; rank < kRanks; ++rank) join(rank, patience, on_loss);
   }
-  void join(int rank, std::chrono::milliseconds patience) {
+  void join(int rank, std::chrono::milliseconds patience, OnLoss on_loss = OnLoss::fail) {
     CommunicatorOptions options;
+    options.on_loss = on_loss;
     options.cluster = cluster_;
     options.name = cluster_.hosts[static_cast<std::size_t>(rank)].name;
     options.patience = patience;
@@ -262,6 +263,49 @@ TEST_F(CommunicatorTest, ARankThatDiesWithSeveralCallsUnderWayIsNamedByEach) {
         EXPECT_NE(done.error().what.find("rank 3 (h3) is gone"), std::string::npos) << done.error().what;
       }
   for (const auto& call : calls[3]) EXPECT_TRUE(call.ready());
+}
+
+// A rank, rank 0 among them, is gone in the middle of calls: the others have the same sums, of the same ranks, and go on.
+TEST_F(CommunicatorTest, SurvivorsHaveTheSameSumsAndGoOn) {
+  constexpr std::size_t kCount = std::size_t{1} << 21, kCalls = 2;
+  for (const std::size_t victim : {std::size_t{0}, std::size_t{2}}) {
+    group_.clear();
+    join_all(std::chrono::seconds{60}, OnLoss::complete_among_survivors);
+    std::vector<std::vector<std::vector<std::int64_t>>> buffers(kCalls + 1);
+    std::vector<std::vector<Completion>> calls(kRanks);
+    const auto call_all = [&](std::size_t which, std::size_t without) {
+      for (int rank = 0; rank < kRanks; ++rank) buffers[which].push_back(numbers(rank, kCount));
+      for (std::size_t rank = 0; rank < kRanks; ++rank)
+        if (rank != without) calls[rank].push_back(group_[rank]->allreduce(std::span(buffers[which][rank])));
+    };
+    for (std::size_t i = 0; i < kCalls; ++i) call_all(i, kRanks);
+    std::this_thread::sleep_for(std::chrono::milliseconds{40});
+    ASSERT_FALSE(calls[victim].back().ready()) << "the machine is too fast for this test";
+    group_[victim].reset();
+    const auto gone = std::chrono::steady_clock::now();
+    call_all(kCalls, victim);
+    for (std::size_t i = 0; i <= kCalls; ++i) {
+      std::optional<std::vector<int>> ranks;
+      for (std::size_t rank = 0; rank < kRanks; ++rank) {
+        if (rank == victim) continue;
+        const auto done = calls[rank][i].wait();
+        ASSERT_TRUE(done) << done.error().what;
+        if (!ranks) ranks = done->ranks;
+        ASSERT_EQ(done->ranks, *ranks);
+        if (i == kCalls) {
+          ASSERT_EQ(ranks->size(), 3U);
+        }
+        for (std::size_t at = 0; at < kCount; at += 997) {
+          std::int64_t sum = 0;
+          for (const int each : *ranks) sum += static_cast<std::int64_t>(at) * 7 + each * 1'000'003;
+          ASSERT_EQ(buffers[i][rank][at], sum) << "call " << i << ", rank " << rank << ", element " << at;
+        }
+      }
+    }
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - gone;
+    RecordProperty("rank_" + std::to_string(victim) + "_s", std::to_string(took.count()));
+    std::printf("rank %zu gone: the last of three calls was over %.2f s later\n", victim, took.count());
+  }
 }
 
 TEST_F(CommunicatorTest, RelaysThatEndAtAnyMomentChangeNothing) {

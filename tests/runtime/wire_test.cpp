@@ -123,6 +123,7 @@ std::vector<Frame> samples() {
   program.operation = collectives::Operation::allreduce;
   program.ranks = 2;
   program.bytes = 16;
+  program.members = {0, 1};
   program.trees.push_back({0, {{1, 0, "10.0.0.2", "10.0.0.1"}}, {{0, 1, "10.0.0.1", "10.0.0.2"}}, {{0, 16}}, 8});
   const auto note = [](NoteBody body) { return encode(GroupNote{1, 99, 7, -1, true, std::move(body)}); };
   return {encode(InferRequest{1, true, floats}), encode(WorkItem{RequestId{1}, Epoch{2}, 3, floats}),
@@ -143,7 +144,11 @@ std::vector<Frame> samples() {
           note(OfferWanted{1}),
           note(RankPing{}),
           note(RankPong{}),
-          note(AckWanted{{1, 2}, 3, 4, Way::up, 5, {0, 1, "", ""}})};
+          note(AckWanted{{1, 2}, 3, 4, Way::up, 5, {0, 1, "", ""}}),
+          note(ViewProposed{5, {0, 2}}),
+          note(ViewReady{5, 3, {{1, -1, true}, {2, 64, false}}}),
+          note(ViewBegun{5, {0, 2}, {1, 2}}),
+          note(RankLost{3})};
 }
 
 TEST(Wire, EveryTypeIsReadBack) {

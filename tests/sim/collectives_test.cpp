@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <numeric>
+#include <set>
 
 #include "tests/sim/group_sim.hpp"
 
@@ -232,6 +233,162 @@ TEST(Collectives, SettledCallsThatDifferAreNotMixed) {
     ASSERT_FALSE(*outcome.result) << "rank " << rank;
     EXPECT_NE(outcome.result->error().find("same calls"), std::string::npos) << outcome.result->error();
   }
+}
+
+// ---- going on without those that are gone ------------------------------------------------------------------------------
+
+// Of one call: every living rank has the result over the same ranks, or none has one and all say the same.
+void expect_agreement(const Group& group, std::size_t call, const std::set<int>& dead) {
+  std::optional<Outcome> first;
+  for (int rank = 0; rank < group.size(); ++rank) {
+    if (dead.contains(rank)) continue;
+    const auto outcome = group.outcomes(rank).at(call);
+    ASSERT_TRUE(outcome.result) << "rank " << rank << ", call " << call;
+    ASSERT_EQ(outcome.wrong, 0) << "rank " << rank << ", call " << call;
+    if (!first) first = outcome;
+    ASSERT_EQ(outcome.result->has_value(), first->result->has_value()) << "rank " << rank << ", call " << call;
+    if (*outcome.result) {
+      ASSERT_EQ((*outcome.result)->ranks, (*first->result)->ranks) << "rank " << rank << ", call " << call;
+    } else {
+      ASSERT_EQ(outcome.result->error(), first->result->error()) << "rank " << rank << ", call " << call;
+      bool named = false;
+      for (const int rank_gone : dead) named = named || outcome.result->error().find(gone(group, rank_gone)) != std::string::npos;
+      ASSERT_TRUE(named) << outcome.result->error();
+    }
+  }
+}
+
+GroupOptions surviving(std::uint64_t seed) {
+  GroupOptions options = seeded(seed);
+  if (options.topology == "complete-4") options.topology = "complete-5";
+  options.on_loss = OnLoss::complete_among_survivors;
+  return options;
+}
+
+TEST(Survivors, AreNotSlowedDownByTheChoice) {
+  for (const auto seed : seeds(40)) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Group group(surviving(seed));
+    call_some(group, 6, 50ms);
+    ASSERT_TRUE(group.finish(30s));
+    for (int rank = 0; rank < group.size(); ++rank)
+      for (const auto& outcome : group.outcomes(rank)) {
+        ASSERT_TRUE(*outcome.result) << outcome.result->error();
+        ASSERT_EQ(outcome.wrong, 0);
+        ASSERT_EQ((*outcome.result)->attempts, 1);
+      }
+  }
+}
+
+// One rank dies at any moment of several calls under way; the rest have the same results, and the group goes on.
+TEST(Survivors, HaveTheSameResultWhoeverDiesAndWhenever) {
+  int without = 0, with_all = 0, refused = 0;
+  Duration longest{};
+  for (const auto seed : seeds(400)) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Group group(surviving(seed));
+    call_some(group, 1, 1ms);
+    ASSERT_TRUE(group.finish(30s));
+    call_some(group, 1 + static_cast<int>(group.random().below(4)), 20ms);
+    const int dead = group.random().chance(0.4) ? 0 : static_cast<int>(group.random().below(static_cast<std::size_t>(group.size())));
+    Instant died;
+    group.at(group.random().between(0ms, 100ms), [&] {
+      group.kill(dead);
+      died = group.now();
+    });
+    ASSERT_TRUE(group.finish(60s)) << "rank " << dead << " died";
+    call_some(group, 2, 5ms);
+    ASSERT_TRUE(group.finish(60s)) << "rank " << dead << " died, and then";
+    const int survivor = dead == 0 ? 1 : 0;
+    const auto calls = group.outcomes(survivor).size();
+    for (std::size_t call = 0; call < calls; ++call) {
+      expect_agreement(group, call, {dead});
+      if (HasFatalFailure()) return;
+      const auto outcome = group.outcomes(survivor)[call];
+      if (!*outcome.result)
+        ++refused;
+      else
+        ++(std::ssize((*outcome.result)->ranks) < group.size() ? without : with_all);
+      if (outcome.told > died) longest = std::max(longest, outcome.told - std::max(died, outcome.made));
+    }
+  }
+  EXPECT_GT(without, 400);
+  EXPECT_GT(with_all, 400);
+  EXPECT_GT(refused, 20) << "of calls whose root died";
+  EXPECT_LT(ms(longest), 15'000);
+}
+
+TEST(Survivors, GoOnWhenOneAfterAnotherDies) {
+  for (const auto seed : seeds(200)) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    auto options = surviving(seed);
+    options.topology = "random-7-3";
+    Group group(options);
+    call_some(group, 1, 1ms);
+    ASSERT_TRUE(group.finish(30s));
+    std::set<int> dead;
+    for (int round = 0; round < 2; ++round) {
+      call_some(group, 2, 20ms);
+      for (int i = 0; i < 2; ++i) {  // at most four of seven, never more than half of who is left at a time
+        const int who = static_cast<int>(group.random().below(7));
+        if (!dead.insert(who).second) continue;
+        group.at(group.random().between(0ms, group.random().chance(0.5) ? Duration{100ms} : Duration{6s}), [&group, who] { group.kill(who); });
+      }
+      ASSERT_TRUE(group.finish(90s));
+    }
+    group.run_for(10s);
+    int survivor = 0;
+    while (dead.contains(survivor)) ++survivor;
+    for (std::size_t call = 0; call < group.outcomes(survivor).size(); ++call) {
+      expect_agreement(group, call, dead);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// Two halves that cannot hear each other must not both go on.
+TEST(Survivors, OnlyOneHalfGoesOn) {
+  for (const auto seed : seeds(30)) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    auto options = surviving(seed);
+    options.topology = "complete-5";
+    Group group(options);
+    group.call_all(Operation::allreduce, 5'000);
+    ASSERT_TRUE(group.finish(30s));
+    group.call_all(Operation::allreduce, 100'000);
+    const bool three_with_planner = seed % 2 == 0;
+    const std::set<int> few = three_with_planner ? std::set{3, 4} : std::set{0, 2};
+    group.at(20ms, [&] {
+      for (const int a : few)
+        for (int b = 0; b < 5; ++b)
+          if (!few.contains(b)) group.cut(a, b);
+    });
+    ASSERT_TRUE(group.finish(60s));
+    for (int rank = 0; rank < 5; ++rank) {
+      const auto outcome = group.outcomes(rank).back();
+      ASSERT_EQ(outcome.result->has_value(), !few.contains(rank)) << "rank " << rank << (outcome.result->has_value() ? "" : ": " + outcome.result->error());
+      ASSERT_EQ(outcome.wrong, 0);
+    }
+  }
+}
+
+// It was only slow to answer, and finds that the others have gone on: its calls end, and say why.
+TEST(Survivors, OneThatWasTakenForGoneIsTold) {
+  auto options = surviving(4);
+  options.topology = "complete-5";
+  Group group(options);
+  group.call_all(Operation::allreduce, 5'000);
+  ASSERT_TRUE(group.finish(30s));
+  group.call_all(Operation::allreduce, 100'000);
+  group.at(20ms, [&] {
+    for (int other = 0; other < 4; ++other) group.cut(4, other);
+  });
+  group.at(20s, [&] {
+    for (int other = 0; other < 4; ++other) group.heal(4, other);
+  });
+  ASSERT_TRUE(group.finish(60s));
+  for (int rank = 0; rank < 4; ++rank) ASSERT_TRUE(*group.outcomes(rank).back().result);
+  ASSERT_FALSE(*group.outcomes(4).back().result);
 }
 
 // ---- what a peer with a key may say ----------------------------------------------------------------------------------

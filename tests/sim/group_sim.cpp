@@ -98,6 +98,10 @@ std::string in_words(const GroupNote& note) {
                         [&](const LinkPong&) { return std::string("link pong"); },
                         [&](const OfferWanted& m) { return "wants " + std::to_string(m.call); },
                         [&](const AckWanted& m) { return "link ping for acknowledgements " + run(m.run); },
+                        [&](const ViewProposed& m) { return "view " + std::to_string(m.view) + "? of " + std::to_string(m.members.size()); },
+                        [&](const ViewReady& m) { return "ready for " + std::to_string(m.view) + ", next " + std::to_string(m.next_call); },
+                        [&](const ViewBegun& m) { return "view " + std::to_string(m.view) + " begins, over " + std::to_string(m.over.size()); },
+                        [&](const RankLost& m) { return "lost " + std::to_string(m.rank); },
                         [&](const RankPing&) { return std::string("ping"); },
                         [&](const RankPong&) { return std::string("pong"); },
                     },
@@ -212,7 +216,13 @@ void Group::Inside::start(int rank) {
   communicate.patience = options.patience;
   communicate.tune_from = INT64_MAX;
   auto* planner = &process.planner;
-  communicate.plan = [planner](const CallKind& kind, std::int64_t chunks) { return (*planner)->program(kind, chunks); };
+  communicate.on_loss = options.on_loss;
+  communicate.plan = [planner](const CallKind& kind, std::int64_t chunks, const std::vector<int>& members) {
+    return (*planner)->program(kind, chunks, members);
+  };
+  communicate.pass_on = [planner](const CallKind& kind, int root, const std::vector<int>& members) {
+    return (*planner)->passing_on(kind, root, members);
+  };
   communicate.resume = [planner](const CallKind& kind, const collectives::Program& program, const auto& progress) {
     return (*planner)->resume(kind, program, progress);
   };
@@ -341,9 +351,7 @@ void Group::Inside::hang_up(int from, const std::optional<Peer>& peer) {
 
 void Group::Inside::tell(Made& made, std::size_t index, int rank, CallResult result) {
   made.outcome.told = now();
-  std::vector<int> ranks;
-  for (int each = 0; each < static_cast<int>(names.size()); ++each) ranks.push_back(each);
-  if (result) made.outcome.wrong = count_wrong(made, index, rank, ranks);
+  if (result) made.outcome.wrong = count_wrong(made, index, rank, result->ranks);
   made.outcome.result = std::move(result);
   std::ranges::fill(made.in, -1);  // the caller has its buffers back
   std::ranges::fill(made.out, -1);

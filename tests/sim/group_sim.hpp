@@ -26,6 +26,7 @@ struct GroupOptions {
   std::string topology = "complete-4";  // a built-in one: capacities are taken for MB/s
   Duration latency_min = std::chrono::microseconds{50}, latency_max = std::chrono::microseconds{500};
   Duration patience = std::chrono::seconds{60};
+  OnLoss on_loss = OnLoss::fail;
 };
 
 // What one rank's caller was told.
