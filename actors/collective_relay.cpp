@@ -38,6 +38,12 @@ void carry_out(caf::event_based_actor* self, State& state, CollectiveRelayState:
   self->quit();
 }
 
+void note_hop(const State& state, const Delivery& delivery, const CollectiveChunk& chunk) {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  state.options.hops->add({state.options.run, state.options.tree, chunk.way, chunk.index, chunk.bytes.size, delivery.from.name,
+                           delivery.from.to_address, std::chrono::duration_cast<std::chrono::microseconds>(now)});
+}
+
 template <class Frame>
 bool is_of_this_call(caf::event_based_actor* self, const State& state, const std::string& from, const Frame& frame) {
   if (frame.kind == state.options.kind) return true;
@@ -48,10 +54,12 @@ bool is_of_this_call(caf::event_based_actor* self, const State& state, const std
 void on_delivery(caf::event_based_actor* self, State& state, Delivery& delivery) {
   const auto& name = delivery.from.name;
   const int from = rank_of(state, name);
-  if (auto* chunk = std::get_if<CollectiveChunk>(&delivery.message); chunk && is_of_this_call(self, state, name, *chunk))
+  if (auto* chunk = std::get_if<CollectiveChunk>(&delivery.message); chunk && is_of_this_call(self, state, name, *chunk)) {
+    if (state.options.hops) note_hop(state, delivery, *chunk);
     carry_out(self, state, state.relay.on_chunk(from, chunk->way, static_cast<std::int64_t>(chunk->index), std::move(chunk->bytes)));
-  else if (const auto* ack = std::get_if<CollectiveAck>(&delivery.message); ack && is_of_this_call(self, state, name, *ack))
+  } else if (const auto* ack = std::get_if<CollectiveAck>(&delivery.message); ack && is_of_this_call(self, state, name, *ack)) {
     carry_out(self, state, state.relay.on_ack(from, ack->way, static_cast<std::int64_t>(ack->consumed), static_cast<std::int64_t>(ack->arrived)));
+  }
 }
 
 caf::behavior behave(caf::event_based_actor* self, const std::shared_ptr<State>& state) {

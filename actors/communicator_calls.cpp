@@ -97,10 +97,13 @@ void spawn_relays(Self* self, State& state, const RunId& run_id, Call& call) {
     if (!collectives::takes_part(trees[tree], state.options.rank)) continue;
     auto progress = std::make_shared<RelayProgress>();
     auto relay = spawn_collective_relay(
-        self->system(), {run_id, fingerprint(call.start.kind), tree, state.options.session, state.options.names, progress},
+        self->system(), {run_id, fingerprint(call.start.kind), tree, state.options.session, state.options.names, progress, state.options.hops},
         CollectiveRelayState(*call.program, tree, state.options.rank, call.start.buffer), state.port, me);
     self->monitor(relay);
-    self->send(relay, BeginRelay{});
+    if (trees[tree].wait_us > 0)
+      self->delayed_send(relay, std::chrono::microseconds{trees[tree].wait_us}, BeginRelay{});
+    else
+      self->send(relay, BeginRelay{});
     state.options.router->add(run_id, tree, relay);  // after its beginning: nothing overtakes that
     call.relays.emplace(tree, relay);
     call.progress[tree] = std::move(progress);

@@ -1,4 +1,3 @@
-#include <bit>
 #include <nlohmann/json.hpp>
 
 #include "actors/actors.hpp"
@@ -11,14 +10,8 @@ namespace {
 
 struct State {
   State(DecoderOptions given, std::shared_ptr<FramePort> frames)
-      : options(std::move(given)), port(std::move(frames)), table(options.shape, floats(options.generator)),
+      : options(std::move(given)), port(std::move(frames)), table(options.shape, floats_of(options.generator)),
         books(static_cast<std::size_t>(options.shape.workers)) {}
-
-  static std::vector<int> floats(const coding::Generator& generator) {
-    std::vector<int> out;
-    for (const auto& worker : generator.workers) out.push_back(worker.floats);
-    return out;
-  }
 
   DecoderOptions options;
   std::shared_ptr<FramePort> port;
@@ -29,25 +22,16 @@ struct State {
   std::uint64_t no_response = 0, not_finite = 0, impostors = 0;
 };
 
-// A response with a number that is not finite is its worker's fault: it is set aside and the rest decoded.
-tl::expected<coding::ClassScores, coding::DecodeError> decode(State& state, Completion& completion) {
-  for (;;) {
-    auto scores = coding::decode(state.options.decoder, state.options.generator, completion.arrivals);
-    if (scores || scores.error().code != coding::DecodeErrorCode::not_finite || scores.error().worker < 0)
-      return scores;
-    ++state.not_finite;
-    completion.arrivals.responses[static_cast<std::size_t>(scores.error().worker)].clear();
-    completion.degraded |= std::popcount(completion.arrivals.set()) < state.options.shape.needed;
-  }
-}
-
 void answer(State& state, Completion completion) {
   InferReply reply;
   reply.tag = completion.reply_to.tag;
   reply.request = static_cast<std::uint64_t>(completion.request);
   reply.epoch = static_cast<std::uint64_t>(completion.epoch);
   reply.gateway_us = micros(completion.closed - completion.opened);
-  if (auto scores = decode(state, completion)) {
+  const auto decode = [&](const coding::Arrivals& arrivals) {
+    return coding::decode(state.options.decoder, state.options.generator, arrivals);
+  };
+  if (auto scores = decode_usable(completion, state.options.shape.needed, state.not_finite, decode)) {
     reply.status = completion.degraded ? ReplyStatus::degraded : ReplyStatus::ok;
     reply.label = scores->label;
     reply.margin = scores->margin;

@@ -7,9 +7,6 @@
 namespace coppice::actors {
 namespace {
 
-// Late responses are told from unknown ones for this many requests back: seconds of traffic at full speed.
-constexpr std::size_t kClosedRemembered = 16'384;
-
 coding::ArrivalSet bit(std::uint32_t worker) { return coding::ArrivalSet{1} << worker; }
 
 }  // namespace
@@ -17,6 +14,12 @@ coding::ArrivalSet bit(std::uint32_t worker) { return coding::ArrivalSet{1} << w
 std::uint32_t micros(Duration d) {
   return static_cast<std::uint32_t>(
       std::clamp<std::int64_t>(std::chrono::duration_cast<std::chrono::microseconds>(d).count(), 0, UINT32_MAX));
+}
+
+std::vector<int> floats_of(const coding::Generator& generator) {
+  std::vector<int> out;
+  for (const auto& worker : generator.workers) out.push_back(worker.floats);
+  return out;
 }
 
 GatherTable::GatherTable(coding::CodeShape shape, std::vector<int> floats) : shape_(shape), floats_(std::move(floats)) {
@@ -32,10 +35,7 @@ void GatherTable::open(RequestId request, Epoch epoch, coding::ArrivalSet asked,
   entry.order.reserve(static_cast<std::size_t>(shape_.needed));
   [[maybe_unused]] const bool fresh = open_.emplace(id, std::move(entry)).second;
   assert(fresh);
-  // Options may shorten the deadline between requests; keep the queue in order all the same.
-  auto at = deadlines_.end();
-  while (at != deadlines_.begin() && std::prev(at)->first > deadline) --at;
-  deadlines_.emplace(at, deadline, id);
+  deadlines_.push(deadline, id);
   ++counts_.opened;
 }
 
@@ -48,22 +48,22 @@ GatherTable::Taken GatherTable::on_response(CodedResponse response, Instant now)
   }
   const auto found = open_.find(id);
   if (found == open_.end()) {
-    const auto old = closed_.find(id);
-    if (old == closed_.end()) {
+    auto* old = closed_.find(id);
+    if (!old) {
       ++counts_.unknown_request;
       return {Receipt::unknown_request, std::nullopt, std::nullopt};
     }
-    if (old->second.epoch != response.epoch) {
+    if (old->epoch != response.epoch) {
       ++counts_.stale_epoch;
       return {Receipt::stale_epoch, std::nullopt, std::nullopt};
     }
-    if (old->second.arrived & bit(worker)) {
+    if (old->arrived & bit(worker)) {
       ++counts_.duplicate;
       return {Receipt::duplicate, std::nullopt, std::nullopt};
     }
-    old->second.arrived |= bit(worker);
+    old->arrived |= bit(worker);
     ++counts_.late;
-    return {Receipt::late, std::nullopt, now - old->second.opened};
+    return {Receipt::late, std::nullopt, now - old->opened};
   }
 
   Entry& entry = found->second;
@@ -97,22 +97,18 @@ std::vector<Completion> GatherTable::on_worker_lost(int worker, Instant now) {
 
 std::vector<Completion> GatherTable::on_time(Instant now) {
   std::vector<Completion> completions;
-  while (!deadlines_.empty() && deadlines_.front().first <= now) {
-    const auto found = open_.find(deadlines_.front().second);
-    if (found != open_.end()) {
-      completions.push_back(close(found, now));
-    } else {
-      deadlines_.pop_front();
-    }
-  }
+  while (const auto id = deadlines_.pop_due(now))
+    if (const auto found = open_.find(*id); found != open_.end()) completions.push_back(close(found, now));
   return completions;
 }
 
-std::optional<Instant> GatherTable::next_deadline() const {
-  if (open_.empty()) return std::nullopt;
-  for (const auto& [deadline, id] : deadlines_)
-    if (open_.contains(id)) return deadline;
-  return std::nullopt;
+std::optional<Instant> GatherTable::next_deadline() {
+  return deadlines_.next([this](std::uint64_t id) { return open_.contains(id); });
+}
+
+bool GatherTable::knows(RequestId request) {
+  const auto id = static_cast<std::uint64_t>(request);
+  return open_.contains(id) || closed_.find(id);
 }
 
 bool GatherTable::finished(const Entry& entry) const {
@@ -123,14 +119,8 @@ Completion GatherTable::close(std::unordered_map<std::uint64_t, Entry>::iterator
   const auto id = it->first;
   Entry entry = std::move(it->second);
   open_.erase(it);
-  while (!deadlines_.empty() && !open_.contains(deadlines_.front().second)) deadlines_.pop_front();
-
-  closed_.emplace(id, Closed{entry.epoch, entry.arrived, entry.opened});
-  closed_order_.push_back(id);
-  if (closed_order_.size() > kClosedRemembered) {
-    closed_.erase(closed_order_.front());
-    closed_order_.pop_front();
-  }
+  next_deadline();  // lets go of what is over
+  closed_.add(id, Closed{entry.epoch, entry.arrived, entry.opened});
 
   const bool degraded = std::popcount(entry.arrived) < shape_.needed;
   ++counts_.completed;

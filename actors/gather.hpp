@@ -5,13 +5,14 @@
 // counted and dropped, but still teach how slow their worker was.
 #pragma once
 
+#include <bit>
 #include <cstdint>
-#include <deque>
 #include <optional>
 #include <unordered_map>
 #include <vector>
 
 #include "actors/messages.hpp"
+#include "actors/request_book.hpp"
 #include "coding/decoder.hpp"
 
 namespace coppice::actors {
@@ -35,6 +36,22 @@ struct Completion {
   bool degraded = false;             // fewer than k
   Instant opened, closed;
 };
+
+// Decodes what arrived, by `decode`. A response with a number that is not finite is its worker's fault: it is set aside,
+// counted in `not_finite`, and the rest decoded.
+template <class Decode>
+auto decode_usable(Completion& completion, int needed, std::uint64_t& not_finite, const Decode& decode) {
+  for (;;) {
+    auto scores = decode(completion.arrivals);
+    if (scores || scores.error().code != coding::DecodeErrorCode::not_finite || scores.error().worker < 0) return scores;
+    ++not_finite;
+    completion.arrivals.responses[static_cast<std::size_t>(scores.error().worker)].clear();
+    completion.degraded |= std::popcount(completion.arrivals.set()) < needed;
+  }
+}
+
+// How many numbers each worker answers with.
+std::vector<int> floats_of(const coding::Generator& generator);
 
 // What became of a response.
 enum class Receipt : std::uint8_t { taken, completes, late, duplicate, stale_epoch, unknown_request, bad_shape };
@@ -64,8 +81,9 @@ class GatherTable {
 
   // The requests whose deadline has passed.
   std::vector<Completion> on_time(Instant now);
-  std::optional<Instant> next_deadline() const;
+  std::optional<Instant> next_deadline();
 
+  bool knows(RequestId request);  // open, or closed not long ago
   std::size_t in_flight() const { return open_.size(); }
   const GatherCounts& counts() const { return counts_; }
 
@@ -89,9 +107,8 @@ class GatherTable {
   coding::CodeShape shape_;
   std::vector<int> floats_;
   std::unordered_map<std::uint64_t, Entry> open_;
-  std::deque<std::pair<Instant, std::uint64_t>> deadlines_;  // in order: every request waits equally long
-  std::unordered_map<std::uint64_t, Closed> closed_;
-  std::deque<std::uint64_t> closed_order_;
+  DeadlineQueue deadlines_;
+  Remembered<Closed> closed_;
   GatherCounts counts_;
 };
 

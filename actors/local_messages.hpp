@@ -5,6 +5,7 @@
 
 #include "actors/gather.hpp"
 #include "actors/messages.hpp"
+#include "coding/block.hpp"
 
 namespace coppice::actors {
 
@@ -27,6 +28,14 @@ struct Expect {  // comes before the request's frames leave, so no response can 
   Epoch epoch{};
   coding::ArrivalSet asked = 0;
   ReplyTo reply_to;
+  Instant opened;
+};
+struct ExpectBlocks {  // to the combiner, which asks the blocks' heads itself
+  RequestId request{};
+  Epoch epoch{};
+  std::vector<coding::ArrivalSet> ready;  // by block: which of its workers may be asked
+  ReplyTo reply_to;
+  SharedFloats item;
   Instant opened;
 };
 struct StopWaitingFor {
@@ -60,6 +69,11 @@ struct InstallRows {
   coding::WorkerRows rows;
   std::vector<int> classes;  // of the net's outputs, in order
   int class_count = 0;
+};
+
+// subnet -> block head: what the weights say of the blocks. What was in flight before is forgotten.
+struct InstallBlocks {
+  std::shared_ptr<const std::vector<coding::BlockCode>> blocks;
 };
 
 // timers

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "actors/shared_bytes.hpp"
+#include "collectives/measure.hpp"
 #include "collectives/program.hpp"
 
 namespace coppice::actors {
@@ -77,6 +78,17 @@ struct CodedResponse {
   Floats values;  // y = G_worker z
 };
 
+// gateway -> block head: answer this item for one block (coding/block.hpp) with one BlockScore
+struct BlockItem {
+  RequestId request{};
+  Epoch epoch{};
+  std::uint32_t block = 0;
+  std::uint64_t asked = 0;        // bit p: the block's worker at place p is asked
+  std::uint32_t patience_us = 0;  // until then the block's best estimate is given
+  bool record = false;            // whether the score lists the arrivals
+  SharedFloats item;
+};
+
 enum class ReplyStatus : std::uint8_t {
   ok = 0,        // at least k useful responses
   degraded = 1,  // the best estimate from fewer than k
@@ -93,6 +105,23 @@ struct ArrivalRecord {
   Floats values;
 };
 
+// block head -> gateway: all that a block says. Numbers are finite.
+struct BlockScore {
+  RequestId request{};
+  Epoch epoch{};
+  std::uint32_t block = 0;
+  ReplyStatus status = ReplyStatus::ok;  // ok, degraded or no_response
+  std::int32_t label = -1;               // the best class; -1: no_response
+  float score = 0, runner_up = 0, log_sum_exp = 0;
+  std::uint32_t head_us = 0;             // from the item's arrival at the head to this
+  std::vector<ArrivalRecord> arrivals;   // in order; empty unless asked for
+};
+
+// gateway -> block head: nobody waits for this worker any more
+struct WorkerGone {
+  std::uint32_t worker = 0;
+};
+
 // decoder -> client
 struct InferReply {
   std::uint64_t tag = 0;
@@ -101,8 +130,9 @@ struct InferReply {
   ReplyStatus status = ReplyStatus::ok;
   std::int32_t label = -1;
   float margin = 0;
+  float probability = 0;                // of label; 0 unless the classes are decoded block by block
   std::uint32_t gateway_us = 0;         // from the supervisor's receipt to this reply
-  Floats scores;                        // one per class; empty unless ok or degraded
+  Floats scores;                        // one per class; empty unless ok or degraded, and with blocks
   std::vector<ArrivalRecord> arrivals;  // in order; empty unless asked for
   std::string error;                    // for a person; empty when ok
 };
@@ -286,6 +316,57 @@ struct GroupNote {
   NoteBody note;
 };
 
+// ---- probing -------------------------------------------------------------------------------------------------------
+
+// leader -> every host, and its answer: whether it is there at all
+struct ProbeHello {};
+struct ProbeHere {};
+
+// leader -> who sends: measure what goes from here to a host, over the link of these ends where they are given.
+struct MeasureOrder {
+  collectives::Measure::Kind kind = collectives::Measure::Kind::rate;
+  std::string to, from_address, to_address;
+};
+
+// -> leader
+struct MeasureDone {
+  std::uint64_t bytes_per_s = 0;
+  std::uint64_t least_ns = 0, median_ns = 0;  // round trips
+  bool settled = false;
+  std::string fault;  // why there is no figure; empty when there is one
+};
+
+// Over what is measured, and back.
+struct ProbePing {
+  std::uint32_t index = 0;
+};
+struct ProbePong {
+  std::uint32_t index = 0;
+};
+
+// sender -> receiver, of no meaning
+struct ProbeBytes {
+  SharedBytes bytes;
+};
+
+// receiver -> sender: what has come of the measure, and when the last of it did, by the receiver's clock from the first on.
+struct ProbeArrived {
+  std::uint64_t bytes = 0;
+  std::uint64_t at_us = 0;
+};
+
+// leader -> every host: it is over. topology: the file's JSON, empty when there is none, and then why.
+struct SurveyOver {
+  std::string topology;
+  std::string fault;
+};
+
+// What hosts say to one another while their links are measured; `measure` is the leader's number of it.
+struct ProbeNote {
+  std::uint64_t measure = 0;
+  std::variant<ProbeHello, ProbeHere, MeasureOrder, MeasureDone, ProbePing, ProbePong, ProbeBytes, ProbeArrived, SurveyOver> note;
+};
+
 // ---- asking and breaking -------------------------------------------------------------------------------------------
 
 struct StatusRequest {
@@ -307,7 +388,8 @@ struct TextReply {
 
 // Everything that may travel as a frame.
 using DataMessage = std::variant<InferRequest, WorkItem, CodedResponse, InferReply, TransferOpen, WeightChunk, ChunkAck,
-                                 StatusRequest, FaultRequest, TextReply, CollectiveChunk, CollectiveAck, GroupNote>;
+                                 StatusRequest, FaultRequest, TextReply, CollectiveChunk, CollectiveAck, GroupNote,
+                                 ProbeNote, BlockItem, BlockScore, WorkerGone>;
 
 // A data message that reached this node, with the peer whose key it came under.
 struct Delivery {
@@ -342,6 +424,6 @@ struct SetFaults {
   std::uint32_t worker = 0, workers = 0;
 };
 
-inline constexpr std::uint32_t kVersion = 1;
+inline constexpr std::uint32_t kVersion = 3;
 
 }  // namespace coppice::actors

@@ -87,10 +87,10 @@ std::optional<Instant> Roster::next_wake() const {
   return wake;
 }
 
-coding::ArrivalSet Roster::ready() const {
+coding::ArrivalSet Roster::ready(int first, int count) const {
   coding::ArrivalSet set = 0;
-  for (std::size_t i = 0; i < workers_.size(); ++i)
-    if (workers_[i].state == WorkerState::ready) set |= coding::ArrivalSet{1} << i;
+  for (int i = 0; i < std::min(count, static_cast<int>(workers_.size()) - first); ++i)
+    if (workers_[static_cast<std::size_t>(first + i)].state == WorkerState::ready) set |= coding::ArrivalSet{1} << i;
   return set;
 }
 

@@ -52,7 +52,8 @@ class Roster {
   std::optional<Broadcast> on_time(Instant now);
   std::optional<Instant> next_wake() const;  // when on_time may have something to say
 
-  coding::ArrivalSet ready() const;
+  // Of workers first, first + 1, …: bit i is worker first + i.
+  coding::ArrivalSet ready(int first = 0, int count = coding::kWorkersMax) const;
   bool all_ready() const;
   Epoch epoch() const { return epoch_; }
   const std::vector<WorkerEntry>& workers() const { return workers_; }

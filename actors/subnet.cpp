@@ -9,7 +9,7 @@ namespace {
 
 struct State {
   WorkerOptions options;
-  caf::actor encoder, member;
+  caf::actor encoder, member, head;
   std::unique_ptr<NetPort> net;
   FaultSpec faults;
 };
@@ -42,6 +42,8 @@ void install(State& state, const WeightsArrived& weights) {
   state.net = std::move(loaded->net);
   caf::anon_send(state.encoder,
                  InstallRows{std::move(loaded->rows), std::move(loaded->classes), loaded->class_count});
+  // Before the gateway can know that this worker is ready, so that no item can overtake it.
+  if (state.head && loaded->blocks) caf::anon_send(state.head, InstallBlocks{std::move(loaded->blocks)});
   caf::anon_send(state.member, Ready{state.options.self, static_cast<std::uint64_t>(weights.transfer)});
 }
 
@@ -58,11 +60,12 @@ caf::behavior behave(Self*, const std::shared_ptr<State>& state) {
 }  // namespace
 
 caf::actor spawn_subnet(caf::actor_system& system, WorkerOptions options, const caf::actor& encoder,
-                        const caf::actor& member) {
+                        const caf::actor& member, const caf::actor* head) {
   auto state = std::make_shared<State>();
   state->options = std::move(options);
   state->encoder = encoder;
   state->member = member;
+  if (head) state->head = *head;
   // Detached: the net runs on one thread that nothing else shares, and never delays another actor. The simulation runs
   // it under its own scheduler instead, which no thread may escape.
   return state->options.detached ? system.spawn<caf::detached>(behave, state) : system.spawn(behave, state);

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <bit>
 #include <nlohmann/json.hpp>
 
@@ -37,8 +38,16 @@ void refuse(State& state, const Peer& client, std::uint64_t tag, ReplyStatus sta
   state.port->send(client, std::move(reply));
 }
 
+// By block: which of its workers may be asked. Without blocks there is one, of all workers.
+std::vector<coding::ArrivalSet> ready_by_block(const State& state) {
+  std::vector<coding::ArrivalSet> ready;
+  for (int block = 0; block < std::max(1, state.options.blocks); ++block)
+    ready.push_back(state.roster.ready(block * state.options.shape.workers, state.options.shape.workers));
+  return ready;
+}
+
 void admit(State& state, const Peer& client, const InferRequest& request, Instant now) {
-  const auto ready = state.roster.ready();
+  auto ready = ready_by_block(state);
   if (!request.item || request.item->size() != state.options.item_elements)
     return refuse(state, client, request.tag, ReplyStatus::bad_request,
                   "an item has " + std::to_string(state.options.item_elements) + " floats, this one has " +
@@ -46,7 +55,7 @@ void admit(State& state, const Peer& client, const InferRequest& request, Instan
   if (!state.serving)
     return refuse(state, client, request.tag, ReplyStatus::not_ready,
                   "the workers do not have their weights yet: wait until `coppice status` says ready");
-  if (ready == 0)
+  if (std::ranges::all_of(ready, [](auto set) { return set == 0; }))
     return refuse(state, client, request.tag, ReplyStatus::no_workers,
                   "no worker is alive: start them again with `coppice launch`");
   if (state.in_flight >= state.options.in_flight_max)
@@ -56,9 +65,14 @@ void admit(State& state, const Peer& client, const InferRequest& request, Instan
   const RequestId id{++state.last_request};
   const Epoch epoch = state.roster.epoch();
   ++state.in_flight;
-  caf::anon_send(state.decoder, Expect{id, epoch, ready, {client, request.tag, request.record}, now});
+  ReplyTo reply_to{client, request.tag, request.record};
+  if (state.options.blocks > 0) {
+    caf::anon_send(state.decoder, ExpectBlocks{id, epoch, std::move(ready), std::move(reply_to), request.item, now});
+    return;
+  }
+  caf::anon_send(state.decoder, Expect{id, epoch, ready[0], std::move(reply_to), now});
   for (std::uint32_t i = 0; i < state.peers.size(); ++i)
-    if (ready >> i & 1U) state.port->send(state.peers[i], WorkItem{id, epoch, i, request.item});
+    if (ready[0] >> i & 1U) state.port->send(state.peers[i], WorkItem{id, epoch, i, request.item});
 }
 
 std::string status(const State& state) {
@@ -70,6 +84,7 @@ std::string status(const State& state) {
                          {"n", state.options.shape.workers},
                          {"k", state.options.shape.needed},
                          {"workers", nlohmann::json::array()}};
+  if (state.options.blocks > 0) json["b"] = state.options.blocks;
   for (const auto& worker : state.roster.workers())
     json["workers"].push_back({{"name", worker.name},
                                {"state", name(worker.state)},
@@ -128,7 +143,9 @@ caf::behavior behave(Self* self, const std::shared_ptr<State>& state) {
       },
       [=](const WorkerReady& ready) {
         if (!state->roster.on_ready(ready.name, ready.transfer)) return;
-        state->serving |= std::popcount(state->roster.ready()) >= state->options.shape.needed;
+        state->serving |= std::ranges::all_of(ready_by_block(*state), [&](auto set) {
+          return std::popcount(set) >= state->options.shape.needed;
+        });
       },
       [=](const WorkerLost& lost) {
         lose(*state, lost, self->clock().now());

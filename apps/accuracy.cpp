@@ -22,16 +22,24 @@ std::vector<int> missing_of(coding::ArrivalSet present, int n) {
 }
 
 // A logistic decoder knows the sets that it was fitted to; say so before the work rather than in its midst.
-Expected<void> check_entries(const runtime::Manifest& manifest, const std::vector<coding::ArrivalSet>& sets) {
-  const auto* logistic = std::get_if<coding::LogisticDecoder>(&manifest.decoder);
+Expected<void> check_entries(const coding::Decoder& decoder, int n, const std::vector<coding::ArrivalSet>& sets) {
+  const auto* logistic = std::get_if<coding::LogisticDecoder>(&decoder);
   for (const auto set : sets) {
     if (!logistic || logistic->weights.contains(set)) continue;
     std::string text;
-    for (const int w : missing_of(set, manifest.shape.workers)) text += (text.empty() ? "" : ", ") + std::to_string(w);
+    for (const int w : missing_of(set, n)) text += (text.empty() ? "" : ", ") + std::to_string(w);
     return bad_input("the decoder has no entry for the workers that are left when {" + text +
                      "} are missing: ask for fewer with --missing, or decompose again");
   }
   return {};
+}
+
+// How many sets of missing workers there are when so many are missing in every block at once; held to kPatternsMax + 1.
+std::size_t joint_patterns(const runtime::Manifest& manifest, std::size_t sets) {
+  std::size_t patterns = 1;
+  for (std::size_t block = 0; block < std::max<std::size_t>(1, manifest.blocks.size()); ++block)
+    patterns = std::min(patterns * sets, kPatternsMax + 1);
+  return patterns;
 }
 
 Expected<std::vector<std::vector<coding::ArrivalSet>>> sets_by_missing(const runtime::Manifest& manifest,
@@ -44,14 +52,104 @@ Expected<std::vector<std::vector<coding::ArrivalSet>>> sets_by_missing(const run
   std::size_t patterns = 0;
   for (int missing = 0; missing <= missing_max; ++missing) {
     auto sets = sets_without(n, missing);
-    patterns += sets.size();
+    patterns += joint_patterns(manifest, sets.size());
     if (patterns > kPatternsMax)
       return bad_input(std::to_string(missing) + " of " + std::to_string(n) + " workers missing: more than " +
                        std::to_string(kPatternsMax) + " sets to decode");
-    if (auto known = check_entries(manifest, sets); !known) return tl::unexpected(known.error());
+    if (manifest.blocks.empty())
+      if (auto known = check_entries(manifest.decoder, n, sets); !known) return tl::unexpected(known.error());
+    for (const auto& block : manifest.blocks)
+      if (auto known = check_entries(block.decoder, n, sets); !known) return tl::unexpected(known.error());
     by_missing.push_back(std::move(sets));
   }
   return by_missing;
+}
+
+// What every block says of every item with each set of its workers.
+struct BlockAnswers {
+  struct Answer {
+    float score = 0;
+    int label = -1;
+  };
+  std::vector<std::vector<std::vector<Answer>>> of;  // [block][set][item]
+};
+
+Expected<BlockAnswers> block_answers(const runtime::Manifest& manifest, const runtime::OfflineResponses& responses,
+                                     const std::vector<coding::ArrivalSet>& sets) {
+  BlockAnswers answers;
+  for (int block = 0; block < static_cast<int>(manifest.blocks.size()); ++block) {
+    auto& by_set = answers.of.emplace_back();
+    for (const auto set : sets) {
+      auto& items = by_set.emplace_back();
+      for (std::int64_t i = 0; i < responses.items; ++i) {
+        const auto best = runtime::block_best_of(manifest, responses, i, block, set);
+        if (!best) return runtime::failed(best.error().what);
+        items.push_back({best->score, best->label});
+      }
+    }
+  }
+  return answers;
+}
+
+// Percent right when block b answers with its choice[b]-th set.
+double joint_accuracy(const BlockAnswers& answers, const std::vector<std::size_t>& choice,
+                      const std::vector<std::uint16_t>& truth) {
+  std::size_t right = 0;
+  for (std::size_t item = 0; item < truth.size(); ++item) {
+    const auto* best = &answers.of[0][choice[0]][item];
+    for (std::size_t block = 1; block < choice.size(); ++block) {
+      const auto& other = answers.of[block][choice[block]][item];
+      if (other.score > best->score || (other.score == best->score && other.label < best->label)) best = &other;
+    }
+    right += best->label == truth[item] ? 1 : 0;
+  }
+  return 100.0 * static_cast<double>(right) / static_cast<double>(truth.size());
+}
+
+// Every set of so many workers missing in every block at once.
+Expected<MissingAccuracy> measure_blocks(const runtime::Manifest& manifest, const runtime::OfflineResponses& responses,
+                                         const std::vector<std::uint16_t>& truth, int missing,
+                                         const std::vector<coding::ArrivalSet>& sets) {
+  const auto answers = block_answers(manifest, responses, sets);
+  if (!answers) return tl::unexpected(answers.error());
+  const auto patterns = joint_patterns(manifest, sets.size());
+  Progress bar(std::to_string(missing) + " missing in every block", static_cast<std::int64_t>(patterns));
+  MissingAccuracy row{missing, static_cast<int>(patterns), 0, 101, {}};
+  std::vector<std::size_t> choice(manifest.blocks.size());
+  for (std::size_t pattern = 0; pattern < patterns; ++pattern) {
+    auto rest = pattern;
+    for (auto& each : choice) {
+      each = rest % sets.size();
+      rest /= sets.size();
+    }
+    const double percent = joint_accuracy(*answers, choice, truth);
+    row.mean += percent / static_cast<double>(patterns);
+    if (percent < row.worst) {
+      row.worst = percent;
+      row.worst_pattern.clear();
+      for (std::size_t block = 0; block < choice.size(); ++block)
+        for (const int place : missing_of(sets[choice[block]], manifest.shape.workers))
+          row.worst_pattern.push_back(static_cast<int>(block) * manifest.shape.workers + place);
+    }
+    bar.at(static_cast<std::int64_t>(pattern) + 1);
+  }
+  return row;
+}
+
+Expected<Accuracy> measure_all_blocks(const runtime::Manifest& manifest, const runtime::OfflineResponses& responses,
+                                      const std::vector<std::uint16_t>& truth,
+                                      const std::vector<std::vector<coding::ArrivalSet>>& by_missing) {
+  Accuracy accuracy;
+  for (std::size_t missing = 0; missing < by_missing.size(); ++missing) {
+    auto row = measure_blocks(manifest, responses, truth, static_cast<int>(missing), by_missing[missing]);
+    if (!row) return tl::unexpected(row.error());
+    if (missing == 0) {
+      accuracy.clean = row->mean;
+    } else {
+      accuracy.missing.push_back(std::move(*row));
+    }
+  }
+  return accuracy;
 }
 
 }  // namespace
@@ -80,6 +178,7 @@ Expected<Accuracy> measure_accuracy(const runtime::Manifest& manifest, const run
                                     const std::vector<std::uint16_t>& truth, int missing_max) {
   const auto by_missing = sets_by_missing(manifest, missing_max);
   if (!by_missing) return tl::unexpected(by_missing.error());
+  if (!manifest.blocks.empty()) return measure_all_blocks(manifest, responses, truth, *by_missing);
   std::int64_t total = 0, done = 0;
   for (const auto& sets : *by_missing) total += static_cast<std::int64_t>(sets.size());
   Progress bar("decoding with workers missing", total);

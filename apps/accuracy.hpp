@@ -21,7 +21,7 @@ std::vector<coding::ArrivalSet> sets_without(int n, int missing);
 double rounded(double percent);
 
 struct MissingAccuracy {
-  int count = 0;  // of workers missing
+  int count = 0;  // of workers missing; with blocks, in every block at once
   int patterns = 0;
   double mean = 0, worst = 0;      // percent
   std::vector<int> worst_pattern;  // who was missing; the first of equals

@@ -71,6 +71,30 @@ gpu::Normalisation normalisation_field(const json& input) {
   return read;
 }
 
+std::vector<int> sorted(std::vector<int> classes) {
+  std::ranges::sort(classes);
+  return classes;
+}
+
+// Consecutive groups that are coded together: all of them where there are no blocks.
+struct GroupRun {
+  std::size_t first = 0, count = 0;  // of the groups
+  std::vector<int> classes;
+};
+
+std::vector<GroupRun> blocks_of(const Nets& nets) {
+  const auto blocks = at(std::max(1, nets.blocks));
+  std::vector<GroupRun> runs;
+  for (std::size_t b = 0; b < blocks; ++b) {
+    auto& run = runs.emplace_back();
+    run.count = nets.groups.size() / blocks;
+    run.first = b * run.count;
+    for (std::size_t g = run.first; g < run.first + run.count; ++g)
+      run.classes.insert(run.classes.end(), nets.groups[g].begin(), nets.groups[g].end());
+  }
+  return runs;
+}
+
 void check_nets(const Nets& nets) {
   constexpr std::int64_t kElementsMax = std::int64_t{1} << 24;
   std::int64_t elements = 1;
@@ -87,12 +111,13 @@ void check_nets(const Nets& nets) {
   for (std::size_t i = 0; i < nets.subnets.size(); ++i)
     if (nets.subnets[i].classes != nets.groups[i])
       throw Fault{"subnets[" + std::to_string(i) + "].classes: must be groups[" + std::to_string(i) + "]"};
-  for (const auto& companion : nets.companions) {
-    auto sorted = companion.classes;
-    std::ranges::sort(sorted);
-    if (sorted != all_classes(static_cast<int>(nets.class_names.size())))
-      throw Fault{"companions: " + companion.file + " must score every class once"};
-  }
+  if (nets.blocks < 0 || nets.blocks > runtime::kBlocksMax) throw Fault{"blocks: must lie in 1.." + std::to_string(runtime::kBlocksMax)};
+  if (nets.blocks > 0 && nets.groups.size() % at(nets.blocks) != 0)
+    throw Fault{"blocks: " + std::to_string(nets.groups.size()) + " groups cannot be shared out over " + std::to_string(nets.blocks)};
+  const auto blocks = blocks_of(nets);
+  for (const auto& companion : nets.companions)
+    if (std::ranges::none_of(blocks, [&](const auto& block) { return sorted(companion.classes) == sorted(block.classes); }))
+      throw Fault{"companions: " + companion.file + " must score every class " + (nets.blocks > 0 ? "of a block " : "") + "once"};
 }
 
 Nets read_nets(const json& object) {
@@ -109,6 +134,7 @@ Nets read_nets(const json& object) {
   nets.control = file_field(object, "control");
   nets.subnets = files_field(object, "subnets");
   nets.companions = files_field(object, "companions");
+  if (object.contains("blocks")) nets.blocks = field<int>(object, "blocks");
   check_nets(nets);
   return nets;
 }
@@ -137,8 +163,37 @@ struct Layout {
   coding::CodeShape shape;
   std::vector<std::vector<int>> groups;
   coding::Generator generator;
-  bool fitted = false;  // a logistic decoder
+  bool fitted = false;  // a decoder is, rather than a sum taken
+  std::vector<coding::BlockCode> blocks = {};  // in place of the generator
 };
+
+// Each block's sub-nets, then its companions.
+Expected<Layout> blocked(const Nets& nets) {
+  Layout layout{{}, {}, nets.groups, {}, true, {}};
+  for (const auto& run : blocks_of(nets)) {
+    std::vector<std::vector<int>> own;  // the groups, as the block counts its classes
+    int next = 0;
+    for (std::size_t g = run.first; g < run.first + run.count; ++g) {
+      layout.workers.push_back(nets.subnets[g]);
+      auto& group = own.emplace_back();
+      for (std::size_t c = 0; c < nets.groups[g].size(); ++c) group.push_back(next++);
+    }
+    int companions = 0;
+    for (const auto& companion : nets.companions) {
+      if (sorted(companion.classes) != sorted(run.classes)) continue;
+      layout.workers.push_back(companion);
+      ++companions;
+    }
+    auto generator = coding::grouped_generator(own, next, companions);
+    if (!generator) return bad_input(generator.error());
+    const coding::CodeShape shape{static_cast<int>(run.count) + companions, static_cast<int>(run.count)};
+    if (!layout.blocks.empty() && shape != layout.shape)
+      return bad_input("nets.json: every block must have as many companions as the first");
+    layout.shape = shape;
+    layout.blocks.push_back({run.classes, coding::with_none(*std::move(generator)), coding::RidgeDecoder{}});
+  }
+  return layout;
+}
 
 Expected<Layout> grouped(const Nets& nets, bool with_companions) {
   Layout layout{nets.subnets, {}, nets.groups, {}, true};
@@ -165,8 +220,10 @@ Expected<Layout> layout_of(const Nets& nets, coding::Scheme scheme) {
   using coding::Scheme;
   switch (scheme) {
     case Scheme::none:
+      if (nets.blocks > 0) return bad_input("nets.json has blocks, and they are coded: take scheme parity");
       return grouped(nets, false);
     case Scheme::parity:
+      if (nets.blocks > 0) return blocked(nets);
       if (nets.companions.empty()) return bad_input("nets.json lists no companions, which scheme parity needs");
       return grouped(nets, true);
     case Scheme::control:
@@ -230,6 +287,7 @@ Expected<runtime::Model> build(const fs::path& directory, const Nets& nets, cons
   m.scheme = scheme;
   m.shape = layout.shape;
   m.generator = std::move(layout.generator);
+  m.blocks = std::move(layout.blocks);
   m.decoder = coding::SumDecoder{};
   for (const auto& worker : layout.workers)
     if (auto added = add_worker(model, directory, worker); !added) return tl::unexpected(added.error());
@@ -242,7 +300,12 @@ struct Fitting {
   const coding::Generator& generator;
   const runtime::OfflineResponses& responses;
   const std::vector<std::uint16_t>& labels;
+  int missing = 2;      // how many workers a penalty is judged without
+  int arrived_min = 1;  // sets with fewer workers are not fitted
 };
+
+// A block's sets are fitted from the largest down, as long as they are no more than this.
+constexpr std::size_t kBlockSetsMax = 128;
 
 // All samples but those of `fold`; all samples where it is kFolds.
 coding::FitData fit_data(const Fitting& f, int fold) {
@@ -272,7 +335,7 @@ Expected<double> log_loss(const Fitting& f, const coding::Decoder& decoder, int 
 
 // What a penalty is judged by: the log-loss with everyone there and, counting as much, with two missing.
 Expected<double> fold_loss(const Fitting& f, double l2, int fold) {
-  const int n = static_cast<int>(f.generator.workers.size()), missing = std::min(2, n - 1);
+  const int n = static_cast<int>(f.generator.workers.size()), missing = std::min(f.missing, n - 1);
   const auto decoder = coding::fit_logistic(
       f.generator, fit_data(f, fold), {.l2 = l2, .iterations_max = kRankingIterations, .arrived_min = n - missing});
   if (!decoder) return failed(decoder.error().what);
@@ -305,10 +368,10 @@ Expected<double> choose_penalty(const Fitting& f) {
   return best->second;
 }
 
-// Every non-empty set, so that whoever is left can give an estimate.
+// Every non-empty set (of a block, as many as are asked for), so that whoever is left can give an estimate.
 Expected<coding::LogisticDecoder> fit_all(const Fitting& f, double l2) {
   std::optional<Progress> bar;
-  auto decoder = coding::fit_logistic(f.generator, fit_data(f, kFolds), {.l2 = l2}, [&](int done, int total) {
+  auto decoder = coding::fit_logistic(f.generator, fit_data(f, kFolds), {.l2 = l2, .arrived_min = f.arrived_min}, [&](int done, int total) {
     if (!bar) bar.emplace("fitting a decoder an arrival set", total);
     bar->at(done);
   });
@@ -316,58 +379,107 @@ Expected<coding::LogisticDecoder> fit_all(const Fitting& f, double l2) {
   return *std::move(decoder);
 }
 
-Expected<void> fit_logistic(Assembly& assembly, const Fitting& fitting) {
+// The penalty is chosen once and kept for further blocks.
+Expected<coding::Decoder> fit_logistic(Assembly& assembly, const Fitting& fitting) {
   auto begun = std::chrono::steady_clock::now();
-  const auto l2 = choose_penalty(fitting);
-  if (!l2) return tl::unexpected(l2.error());
-  assembly.l2 = *l2;
-  assembly.choose_seconds = seconds_since(begun);
+  if (assembly.l2 == 0) {
+    const auto l2 = choose_penalty(fitting);
+    if (!l2) return tl::unexpected(l2.error());
+    assembly.l2 = *l2;
+  }
+  assembly.choose_seconds += seconds_since(begun);
   begun = std::chrono::steady_clock::now();
-  auto decoder = fit_all(fitting, *l2);
+  auto decoder = fit_all(fitting, assembly.l2);
   if (!decoder) return tl::unexpected(decoder.error());
-  assembly.fit_seconds = seconds_since(begun);
-  assembly.model.manifest.decoder = *std::move(decoder);
+  assembly.fit_seconds += seconds_since(begun);
+  return *std::move(decoder);
+}
+
+Expected<coding::Decoder> fitted(Assembly& assembly, const Fitting& fitting, DecoderKind kind) {
+  if (kind == DecoderKind::logistic) return fit_logistic(assembly, fitting);
+  auto decoder = coding::fit_posterior(fitting.generator, fit_data(fitting, kFolds));
+  if (!decoder) return failed(decoder.error().what);
+  return *std::move(decoder);
+}
+
+// The fewest workers of a block whose sets are still fitted.
+int arrived_min(int workers) {
+  std::size_t sets = 1;
+  int missing = 0;
+  while (missing + 1 < workers && (sets += sets_without(workers, missing + 1).size()) <= kBlockSetsMax) ++missing;
+  return workers - missing;
+}
+
+// Each block's decoder, fitted to its own columns and to its own labels: its classes in turn, and none of these.
+Expected<void> fit_blocks(Assembly& assembly, const runtime::OfflineResponses& all,
+                          const std::vector<std::uint16_t>& truth, DecoderKind kind) {
+  const auto width = all.values.size() / truth.size();
+  std::size_t column = 0;
+  for (auto& block : assembly.model.manifest.blocks) {
+    const auto own = at(block.generator.total_floats());
+    runtime::OfflineResponses responses{all.items, {}};
+    std::vector<std::uint16_t> labels;
+    for (std::size_t i = 0; i < truth.size(); ++i) {
+      const auto row = all.values.begin() + static_cast<std::ptrdiff_t>(i * width + column);
+      responses.values.insert(responses.values.end(), row, row + static_cast<std::ptrdiff_t>(own));
+      const auto found = std::ranges::find(block.classes, static_cast<int>(truth[i]));
+      labels.push_back(static_cast<std::uint16_t>(found - block.classes.begin()));
+    }
+    const auto workers = static_cast<int>(block.generator.workers.size());
+    auto decoder = fitted(assembly, {block.generator, responses, labels, 1, arrived_min(workers)}, kind);
+    if (!decoder) return tl::unexpected(decoder.error());
+    block.decoder = *std::move(decoder);
+    column += own;
+  }
   return {};
 }
 
 Expected<void> fit(Assembly& assembly, const gpu::Dataset& held_out, DecoderKind kind) {
   auto& manifest = assembly.model.manifest;
   if (kind == DecoderKind::sum || kind == DecoderKind::ridge) {  // nothing to fit
+    if (kind == DecoderKind::sum && !manifest.blocks.empty())
+      return bad_input("--decoder sum has no score for none of a block's classes: take logistic, posterior or ridge");
     manifest.decoder = kind == DecoderKind::sum ? coding::Decoder(coding::SumDecoder{}) : coding::RidgeDecoder{};
-    return {};
+    return {};  // blocks have ridge decoders from the start
   }
   if (held_out.count() < 2 * kFolds)
     return bad_input("a decoder is fitted to " + std::to_string(2 * kFolds) + " held-out images or more, not to " +
                      std::to_string(held_out.count()));
   const auto responses = answers_of(assembly.model, held_out, "held-out answers");
   if (!responses) return tl::unexpected(responses.error());
-  const Fitting fitting{manifest.generator, *responses, held_out.labels};
-  if (kind == DecoderKind::logistic) return fit_logistic(assembly, fitting);
-  auto decoder = coding::fit_posterior(manifest.generator, fit_data(fitting, kFolds));
-  if (!decoder) return failed(decoder.error().what);
+  if (!manifest.blocks.empty()) return fit_blocks(assembly, *responses, held_out.labels, kind);
+  auto decoder = fitted(assembly, {manifest.generator, *responses, held_out.labels}, kind);
+  if (!decoder) return tl::unexpected(decoder.error());
   manifest.decoder = *std::move(decoder);
   return {};
 }
 
 // ---- measuring -----------------------------------------------------------------------------------------------------
 
-// The class whose score a row passes on. Here every row has one.
-int class_of_row(const coding::Generator& generator, const coding::WorkerRows& worker, int row) {
-  const auto first = worker.rows.begin() + static_cast<std::ptrdiff_t>(row) * generator.classes;
-  return static_cast<int>(std::find_if(first, first + generator.classes, [](float x) { return x != 0.0F; }) - first);
+// The classes whose scores a worker's rows pass on. Here every row has one.
+std::vector<int> classes_of_rows(const runtime::Manifest& manifest, std::size_t w) {
+  const auto place = runtime::place_of(manifest, w);
+  std::vector<int> classes;
+  for (int row = 0; row < place.rows.floats; ++row) {
+    const auto first = place.rows.rows.begin() + static_cast<std::ptrdiff_t>(row) * place.classes;
+    const auto c = std::find_if(first, first + place.classes, [](float x) { return x != 0.0F; }) - first;
+    classes.push_back(manifest.blocks.empty() ? static_cast<int>(c)
+                                              : manifest.blocks[w / at(manifest.shape.workers)].classes[at(c)]);
+  }
+  return classes;
 }
 
-double accuracy_alone(const coding::Generator& generator, std::size_t w, const runtime::OfflineResponses& responses,
+double accuracy_alone(const runtime::Manifest& manifest, std::size_t w, const runtime::OfflineResponses& responses,
                       const std::vector<std::uint16_t>& truth) {
-  const auto& worker = generator.workers[w];
-  const auto column = at(generator.floats_of((coding::ArrivalSet{1} << w) - 1));
-  std::vector<int> classes;
-  for (int row = 0; row < worker.floats; ++row) classes.push_back(class_of_row(generator, worker, row));
+  std::size_t column = 0;
+  for (std::size_t before = 0; before < w; ++before) column += at(runtime::place_of(manifest, before).rows.floats);
+  const auto width = responses.values.size() / truth.size();
+  const auto classes = classes_of_rows(manifest, w);
   std::vector<int> picked;
   std::vector<std::uint16_t> wanted;
   for (std::size_t i = 0; i < truth.size(); ++i) {
     if (std::ranges::find(classes, truth[i]) == classes.end()) continue;
-    const auto scores = std::span(responses.values).subspan(i * at(generator.total_floats()) + column, classes.size());
+    const auto scores = std::span(responses.values).subspan(i * width + column, classes.size());
     picked.push_back(classes[at(runtime::argmax(scores))]);
     wanted.push_back(truth[i]);
   }
@@ -402,13 +514,14 @@ Expected<void> measure(Assembly& assembly, const LoadedNet& base, const gpu::Dat
   if (!base_accuracy) return tl::unexpected(base_accuracy.error());
   const auto responses = answers_of(assembly.model, test, "test answers");
   if (!responses) return tl::unexpected(responses.error());
-  // One beyond what the code promises: how it falls.
-  const int n = manifest.shape.workers, missing = std::min(n - manifest.shape.needed + 1, n - 1);
+  // One beyond what the code promises: how it falls. With blocks, what it promises of all of them at once.
+  const int n = manifest.shape.workers, beyond = manifest.blocks.empty() ? 1 : 0;
+  const int missing = std::min(n - manifest.shape.needed + beyond, n - 1);
   const auto accuracy = measure_accuracy(manifest, *responses, test.labels, missing);
   if (!accuracy) return tl::unexpected(accuracy.error());
   manifest.accuracy = to_json(*accuracy, *base_accuracy);
   for (std::size_t w = 0; w < manifest.workers.size(); ++w)
-    assembly.alone.push_back(accuracy_alone(manifest.generator, w, *responses, test.labels));
+    assembly.alone.push_back(accuracy_alone(manifest, w, *responses, test.labels));
   return {};
 }
 

@@ -35,7 +35,9 @@ struct Nets {
   std::int64_t held_out = 0;             // so many of the last training images no net was trained on
   std::vector<std::vector<int>> groups;  // sub-net i scores groups[i]
   std::string base, control;             // files: the net that was decomposed; a whole net of a sub-net's size
+  // companions: nets that score every class; with blocks, every class of one block.
   std::vector<NetFile> subnets, companions;
+  int blocks = 0;  // 0: none; else block b has the b-th run of so many equal runs of groups
 };
 
 // Errors name the file and the field.
@@ -67,7 +69,7 @@ struct Assembly {
 enum class DecoderKind : std::uint8_t { logistic, posterior, ridge, sum };
 
 // none       the sub-nets, all needed                   the decoder that is asked for
-// parity     and the companions: any k of n             the decoder that is asked for
+// parity     and the companions: any k of n             the decoder that is asked for, with blocks one a block
 // control    as many copies of the control net: any one   sum decoder
 // replicate  two copies of the base net: any one          sum decoder
 // Other schemes are refused. Progress goes to standard error.

@@ -11,6 +11,7 @@
 #include "apps/command.hpp"
 #include "apps/subnets.hpp"
 #include "apps/table.hpp"
+#include "runtime/cluster.hpp"
 
 namespace coppice::apps {
 namespace {
@@ -34,7 +35,8 @@ std::string names_of(const runtime::Manifest& manifest, const std::vector<int>& 
 }
 
 std::string code_of(const runtime::Manifest& manifest) {
-  return "any " + std::to_string(manifest.shape.needed) + " of " + std::to_string(manifest.shape.workers);
+  return "any " + std::to_string(manifest.shape.needed) + " of " + std::to_string(manifest.shape.workers) +
+         (manifest.blocks.empty() ? "" : " in each of " + std::to_string(manifest.blocks.size()) + " blocks");
 }
 
 std::string percent(const nlohmann::json& value) {
@@ -78,7 +80,8 @@ nlohmann::json document(const Assembly& assembly, const std::string& out) {
   json["scheme"] = coding::name(manifest.scheme);
   json["n"] = manifest.shape.workers;
   json["k"] = manifest.shape.needed;
-  json["decoder"] = coding::name(manifest.decoder);
+  if (!manifest.blocks.empty()) json["blocks"] = manifest.blocks.size();
+  json["decoder"] = coding::name(manifest.blocks.empty() ? manifest.decoder : manifest.blocks.front().decoder);
   json["l2"] = assembly.l2 > 0 ? nlohmann::json(assembly.l2) : nlohmann::json();
   json["choose_seconds"] = assembly.choose_seconds;
   json["fit_seconds"] = assembly.fit_seconds;
@@ -133,9 +136,11 @@ runtime::Expected<void> decompose(Options options, const Shell& shell) {
                                              : std::filesystem::path(options.report);
     if (auto written = write_page(page, *made); !written) return written;
     if (!shell.json) std::fputs((to_text(*made) + "\n").c_str(), stdout);
-    if (const auto workers = std::ssize(made->groups) + options.subnets.companions; workers > coding::kWorkersMax)
+    const auto blocks = std::max(1, options.subnets.blocks);
+    if (const auto workers = std::ssize(made->groups) / blocks + options.subnets.companions; workers > coding::kWorkersMax)
       return runtime::failed(std::to_string(workers) + " workers are more than one code takes, which is " +
-                             std::to_string(coding::kWorkersMax) + ": the nets are in " + options.nets + ", without a manifest");
+                             std::to_string(coding::kWorkersMax) + " (share them out with --blocks): the nets are in " +
+                             options.nets + ", without a manifest");
   }
   const auto nets = load_nets(options.nets);
   if (!nets) return tl::unexpected(nets.error());
@@ -172,7 +177,9 @@ void add_subnet_options(CLI::App& command, Options& options) {
   const std::map<std::string, Retrain> kinds{{"joint", Retrain::joint}, {"alone", Retrain::alone}, {"none", Retrain::none}};
   command.add_option("--retrain", subnets.retrain, "joint: one softmax over all; alone: each with \"other\"; none")
       ->transform(CLI::CheckedTransformer(kinds, CLI::ignore_case))->group(group);
-  command.add_option("--companions", subnets.companions, "whole nets of a sub-net's size that stand in for it")
+  command.add_option("--blocks", subnets.blocks, "share the groups out over so many blocks, each coded and decoded by itself")
+      ->check(CLI::Range(1, runtime::kBlocksMax))->group(group);
+  command.add_option("--companions", subnets.companions, "nets of a sub-net's size that stand in for one: of all classes; with --blocks so many a block, of its classes")
       ->check(CLI::Range(0, 16))->capture_default_str()->group(group);
   command.add_option("--epochs", subnets.epochs, "of retraining")->check(CLI::Range(1, 10'000))->capture_default_str()->group(group);
   command.add_option("--peak", subnets.peak, "highest rate of the one-cycle")->check(CLI::PositiveNumber)->capture_default_str()->group(group);

@@ -70,6 +70,10 @@ std::string pattern_text(const std::vector<int>& pattern) {
   return text;
 }
 
+std::string decoder_of(const runtime::Manifest& manifest) {
+  return std::string(coding::name(manifest.blocks.empty() ? manifest.decoder : manifest.blocks.front().decoder));
+}
+
 std::string accuracy_text(const runtime::Manifest& manifest, const Accuracy& accuracy, const nlohmann::json& base) {
   std::vector<std::vector<std::string>> rows{{"missing", "sets", "mean %", "worst %", "worst set"}};
   if (base.is_number()) rows.push_back({"(base net)", "", fixed(base.get<double>(), 2), "", ""});
@@ -78,7 +82,9 @@ std::string accuracy_text(const runtime::Manifest& manifest, const Accuracy& acc
     rows.push_back({std::to_string(row.count), std::to_string(row.patterns), fixed(row.mean, 2), fixed(row.worst, 2),
                     pattern_text(row.worst_pattern)});
   return table(rows) + manifest.name + ": any " + std::to_string(manifest.shape.needed) + " of " +
-         std::to_string(manifest.shape.workers) + ", decoder " + std::string(coding::name(manifest.decoder)) + "\n";
+         std::to_string(manifest.shape.workers) +
+         (manifest.blocks.empty() ? "" : " in each of " + std::to_string(manifest.blocks.size()) + " blocks (missing: in every block at once)") +
+         ", decoder " + decoder_of(manifest) + "\n";
 }
 
 // What decompose measured the base net at; null where the manifest does not say.
@@ -92,16 +98,17 @@ runtime::Expected<void> evaluate_directory(const Options& options, const gpu::Da
   if (!model) return tl::unexpected(model.error());
   const auto& manifest = model->manifest;
   // Asked for before the nets are run: a --missing that cannot be is refused at once.
-  const int missing = options.missing.value_or(std::min(2, manifest.shape.workers - 1));
+  const int missing = options.missing.value_or(std::min(manifest.blocks.empty() ? 2 : 1, manifest.shape.workers - 1));
   if (auto possible = check_missing(manifest, missing); !possible) return possible;
-  const auto responses = answers_of(*model, data, "answers of " + std::to_string(manifest.shape.workers) + " workers");
+  const auto responses = answers_of(*model, data, "answers of " + std::to_string(manifest.workers.size()) + " workers");
   if (!responses) return tl::unexpected(responses.error());
   const auto accuracy = measure_accuracy(manifest, *responses, data.labels, missing);
   if (!accuracy) return tl::unexpected(accuracy.error());
   const auto base = base_of(manifest);
   if (shell.json) {
     auto json = to_json(*accuracy, base);
-    json["decoder"] = coding::name(manifest.decoder);
+    json["decoder"] = decoder_of(manifest);
+    if (!manifest.blocks.empty()) json["blocks"] = manifest.blocks.size();
     json["scheme"] = coding::name(manifest.scheme);
     json["n"] = manifest.shape.workers;
     json["k"] = manifest.shape.needed;
@@ -135,7 +142,7 @@ void add_evaluate(CLI::App& app, Shell& shell) {
   command->add_option("--model", options->model, "one net (ONNX)");
   command->add_option("--dir", options->directory, "or a decomposed model's directory");
   command
-      ->add_option("--missing", options->missing, "with --dir: every set of up to so many missing workers (default 2)")
+      ->add_option("--missing", options->missing, "with --dir: every set of up to so many missing workers (default 2; with blocks: in every block at once, default 1)")
       ->check(CLI::Range(0, coding::kWorkersMax));
   command->add_option("--data", options->data, "directory of a data set (see coppice data)")
       ->envname("COPPICE_DATA")

@@ -22,8 +22,25 @@ struct Sent {
   Clock::time_point due;  // when it should have left: a late start counts as waiting
 };
 
+bool blocks_agree(const InferReply& reply, const runtime::Manifest& manifest) {
+  const auto n = static_cast<std::size_t>(manifest.shape.workers);
+  std::vector<coding::Arrivals> arrivals(manifest.blocks.size());
+  for (auto& block : arrivals) block.responses.resize(n);
+  for (const auto& arrival : reply.arrivals) {
+    if (arrival.worker >= manifest.workers.size()) return false;
+    arrivals[arrival.worker / n].responses[arrival.worker % n] = arrival.values;
+  }
+  std::vector<coding::BlockBest> said;
+  for (std::size_t block = 0; block < arrivals.size(); ++block)
+    if (const auto best = coding::decode(manifest.blocks[block], arrivals[block])) said.push_back(*best);
+  if (said.empty()) return false;
+  const auto all = coding::combine(said);
+  return all.label == reply.label && all.probability == reply.probability && all.margin == reply.margin;
+}
+
 // Whether the reply is what its own arrivals decode to.
 bool agrees(const InferReply& reply, const runtime::Manifest& manifest) {
+  if (!manifest.blocks.empty()) return blocks_agree(reply, manifest);
   coding::Arrivals arrivals;
   arrivals.responses.resize(manifest.generator.workers.size());
   for (const auto& arrival : reply.arrivals) {
@@ -121,12 +138,12 @@ class Run {
     coding::ArrivalSet set = 0;
     for (const auto& arrival : reply.arrivals) {
       if (arrival.worker >= tally_.workers.size()) continue;
-      set |= coding::ArrivalSet{1} << arrival.worker;
+      if (yardstick_.manifest.blocks.empty()) set |= coding::ArrivalSet{1} << arrival.worker;
       auto& worker = tally_.workers[arrival.worker];
       ++worker.arrivals;
       worker.at_us.push_back(static_cast<float>(arrival.at_us));
     }
-    ++tally_.sets[set];
+    if (yardstick_.manifest.blocks.empty()) ++tally_.sets[set];
     if (load_.record) write_record(*load_.record, reply, sent.item);
   }
 
@@ -154,8 +171,7 @@ class Run {
 
 runtime::Expected<Yardstick> make_yardstick(const runtime::Manifest& manifest, const gpu::Dataset& data,
                                             const runtime::OfflineResponses& responses) {
-  const auto everyone = static_cast<coding::ArrivalSet>((std::uint64_t{1} << manifest.workers.size()) - 1);
-  auto labels = runtime::labels_of(manifest, responses, everyone);
+  auto labels = runtime::labels_of_all(manifest, responses);
   if (!labels) return tl::unexpected(labels.error());
   return Yardstick{manifest, data, std::move(*labels)};
 }
@@ -205,12 +221,12 @@ FrameBytes frame_bytes(const runtime::Manifest& manifest) {
   item.request = actors::RequestId{10'000};
   item.item = std::make_shared<const actors::Floats>(static_cast<std::size_t>(gpu::elements(manifest.input)));
   FrameBytes bytes{size(item), 0};
-  for (const auto& worker : manifest.generator.workers) {
+  for (std::size_t w = 0; w < manifest.workers.size(); ++w) {
     actors::CodedResponse response;
     response.request = item.request;
     response.service_us = 300;
-    response.values.resize(static_cast<std::size_t>(worker.floats));
-    bytes.down += size(response) / static_cast<double>(manifest.generator.workers.size());
+    response.values.resize(static_cast<std::size_t>(place_of(manifest, w).rows.floats));
+    bytes.down += size(response) / static_cast<double>(manifest.workers.size());
   }
   return bytes;
 }
@@ -224,10 +240,12 @@ nlohmann::json to_json(const InferenceTally& tally, const runtime::Manifest& man
     const std::vector<double> at(worker.at_us.begin(), worker.at_us.end());
     workers.push_back({{"index", w},
                        {"arrivals", worker.arrivals},
-                       {"floats", manifest.generator.workers[w].floats},
+                       {"floats", place_of(manifest, w).rows.floats},
                        {"p50_ms", at.empty() ? nlohmann::json() : nlohmann::json(quantile(at, 0.5) / 1e3)},
                        {"p99_ms", at.empty() ? nlohmann::json() : nlohmann::json(quantile(at, 0.99) / 1e3)}});
   }
+  nlohmann::json code = {{"scheme", coding::name(manifest.scheme)}, {"n", manifest.shape.workers}, {"k", manifest.shape.needed}};
+  if (!manifest.blocks.empty()) code["blocks"] = manifest.blocks.size();
   const auto ms = [&](double q) { return sample.empty() ? nlohmann::json() : nlohmann::json(quantile(sample, q)); };
   return {{"requests", tally.requests},
           {"answered", tally.answered},
@@ -244,7 +262,7 @@ nlohmann::json to_json(const InferenceTally& tally, const runtime::Manifest& man
                                       : nlohmann::json()},
           {"bytes_up_per_worker", bytes.up},
           {"bytes_down_per_worker", bytes.down},
-          {"code", {{"scheme", coding::name(manifest.scheme)}, {"n", manifest.shape.workers}, {"k", manifest.shape.needed}}},
+          {"code", std::move(code)},
           {"workers", workers}};
 }
 

@@ -51,7 +51,7 @@ struct InferenceTally {
   std::int64_t requests = 0, answered = 0, degraded = 0, changed = 0, wrong = 0, right = 0, failed = 0, lost = 0;
   std::vector<double> latency_ms;
   std::vector<WorkerTally> workers;
-  std::map<coding::ArrivalSet, std::int64_t> sets;  // how often each set of workers made an answer
+  std::map<coding::ArrivalSet, std::int64_t> sets;  // how often each set of workers made an answer; not with blocks
   std::string first_fault;  // of a request that was not answered
 
   void add(const InferenceTally& other);

@@ -59,7 +59,9 @@ runtime::Expected<LocalCluster> make_local_cluster(const std::filesystem::path& 
   cluster.faults_allowed = true;
   cluster.code.scheme = manifest.scheme;
   cluster.code.shape = manifest.shape;
-  const auto base = free_run(manifest.shape.workers + 2);
+  cluster.code.blocks = static_cast<int>(manifest.blocks.size());
+  const auto workers = static_cast<int>(manifest.workers.size());
+  const auto base = free_run(workers + 2);
   if (!base) return runtime::failed("no free ports between 20000 and 32000 on 127.0.0.1");
   runtime::Host gateway;
   gateway.name = "gateway";
@@ -68,7 +70,7 @@ runtime::Expected<LocalCluster> make_local_cluster(const std::filesystem::path& 
   gateway.gateway = true;
   cluster.hosts.push_back(gateway);
   std::vector<std::string> names{gateway.name};
-  for (int w = 0; w < manifest.shape.workers; ++w) {
+  for (int w = 0; w < workers; ++w) {
     runtime::Host host;
     host.name = "w" + std::to_string(w);
     host.address = "127.0.0.1";

@@ -44,6 +44,8 @@ struct Nets {
   std::vector<gpu::Kept> kept;                // [sub-net], of the base
   std::vector<gpu::Network> subnets, wholes;  // wholes: the companions, then the control
   gpu::Ensemble ensemble;
+  // Of the wholes, in order: one net of all classes each; with blocks one net a block.
+  std::vector<gpu::Ensemble> whole_ensembles;
 };
 
 class Maker {
@@ -108,6 +110,7 @@ class Maker {
     } else if (options_.groups > classes_) {
       return too_many_groups();
     }
+    if (auto fits = check_blocks(); !fits) return fits;
     const auto accuracy = accuracy_of({&base_, 1}, {{all_classes(classes_)}});
     if (!accuracy) return tl::unexpected(accuracy.error());
     base_held_out_ = *accuracy;
@@ -131,6 +134,12 @@ class Maker {
     if (!anatomy) return tl::unexpected(reported(anatomy.error()));
     anatomy_ = std::move(*anatomy);
     return {};
+  }
+  Expected<void> check_blocks() const {
+    const auto groups = given_.empty() ? options_.groups : static_cast<int>(given_.size());
+    if (options_.blocks == 0 || groups % options_.blocks == 0) return {};
+    return bad_input("--blocks " + std::to_string(options_.blocks) + ": " + std::to_string(groups) +
+                     " groups cannot be shared out over as many");
   }
   tl::unexpected<runtime::Error> too_many_groups() const {
     return bad_input("--groups " + std::to_string(options_.groups) + ": " + options_.model.string() + " scores only " +
@@ -175,19 +184,49 @@ class Maker {
       nets.ensemble.outputs.push_back(std::move(subnet.classes));
     }
     if (with_wholes) {
-      const auto group = gpu::study_group(*all_, anatomy_, all_classes(classes_), data_, fit_, how_);
-      if (!group) return tl::unexpected(reported(group.error()));
-      const auto whole = gpu::slim_for(anatomy_, *group, within);
-      if (!whole) return tl::unexpected(reported(whole.error()));
-      for (int i = 0; i < options_.companions; ++i)  // they differ in their start; the control keeps the base's
-        nets.wholes.push_back(gpu::reinitialised(whole->net, options_.seed * 100 + static_cast<std::uint64_t>(i)));
-      nets.wholes.push_back(whole->net);
+      auto whole = slimmed(all_classes(classes_), within);
+      if (!whole) return tl::unexpected(whole.error());
+      if (auto done = add_companions(nets, *whole, within); !done) return tl::unexpected(done.error());
+      nets.wholes.push_back(std::move(*whole));
+      nets.whole_ensembles.push_back({{all_classes(classes_)}});
     }
     auto done = options_.retrain == Retrain::none    ? Expected<void>{}
                 : options_.retrain == Retrain::joint ? train_jointly(nets, epochs)
                                                      : train_alone(nets, epochs);
     if (!done) return tl::unexpected(done.error());
     return nets;
+  }
+
+  // The base slimmed to what tells these classes from one another.
+  Expected<gpu::Network> slimmed(const std::vector<int>& classes, const gpu::Budget& within) {
+    const auto group = gpu::study_group(*all_, anatomy_, classes, data_, fit_, how_);
+    if (!group) return tl::unexpected(reported(group.error()));
+    auto net = gpu::slim_for(anatomy_, *group, within);
+    if (!net) return tl::unexpected(reported(net.error()));
+    return std::move(net->net);
+  }
+
+  // They differ in their start; the control keeps the base's.
+  Expected<void> add_companions(Nets& nets, const gpu::Network& whole, const gpu::Budget& within) {
+    const auto seed = [&](int i) { return options_.seed * 100 + static_cast<std::uint64_t>(i); };
+    std::vector<gpu::Network> of_blocks;
+    gpu::Ensemble blocks;
+    const auto count = static_cast<std::size_t>(options_.blocks);
+    for (std::size_t b = 0; b < count; ++b) {
+      auto& classes = blocks.outputs.emplace_back();
+      const auto run = nets.ensemble.outputs.size() / count;
+      for (std::size_t g = b * run; g < (b + 1) * run; ++g)
+        classes.insert(classes.end(), nets.ensemble.outputs[g].begin(), nets.ensemble.outputs[g].end());
+      auto net = slimmed(classes, within);
+      if (!net) return tl::unexpected(net.error());
+      of_blocks.push_back(std::move(*net));
+    }
+    for (int i = 0; i < options_.companions; ++i) {
+      if (count == 0) nets.wholes.push_back(gpu::reinitialised(whole, seed(i)));
+      for (const auto& net : of_blocks) nets.wholes.push_back(gpu::reinitialised(net, seed(i)));
+      nets.whole_ensembles.push_back(count > 0 ? blocks : gpu::Ensemble{{all_classes(classes_)}});
+    }
+    return {};
   }
 
   gpu::TrainerOptions trainer(int epochs, const std::string& label) {
@@ -220,7 +259,7 @@ class Maker {
     std::vector<gpu::Network> all = nets.subnets;
     all.insert(all.end(), nets.wholes.begin(), nets.wholes.end());
     std::vector<gpu::Ensemble> ensembles{nets.ensemble};
-    ensembles.resize(1 + nets.wholes.size(), {{all_classes(classes_)}});
+    ensembles.insert(ensembles.end(), nets.whole_ensembles.begin(), nets.whole_ensembles.end());
     auto trained = taught(all, ensembles, epochs, "training " + std::to_string(all.size()) + " nets together");
     if (!trained) return tl::unexpected(trained.error());
     auto next = trained->begin();
@@ -248,8 +287,7 @@ class Maker {
     if (auto done = gpu::calibrate(nets.subnets, nets.ensemble, *scores, classes_, data_, held_); !done)
       return tl::unexpected(reported(done.error()));
     if (nets.wholes.empty()) return {};
-    auto wholes = taught(nets.wholes, std::vector<gpu::Ensemble>(nets.wholes.size(), {{all_classes(classes_)}}), epochs,
-                         "companions and control");
+    auto wholes = taught(nets.wholes, nets.whole_ensembles, epochs, "companions and control");
     if (!wholes) return tl::unexpected(wholes.error());
     nets.wholes = std::move(*wholes);
     return {};
@@ -353,11 +391,14 @@ class Maker {
       if (auto done = write_net(nets.subnets[i], file); !done) return done;
       json["subnets"].push_back({{"file", file}, {"classes", nets.ensemble.outputs[i]}});
     }
-    for (std::size_t i = 0; i + 1 < nets.wholes.size(); ++i) {
-      const auto file = "companion" + std::to_string(i) + ".onnx";
-      if (auto done = write_net(nets.wholes[i], file); !done) return done;
-      json["companions"].push_back({{"file", file}, {"classes", all_classes(classes_)}});
-    }
+    if (options_.blocks > 0) json["blocks"] = options_.blocks;
+    std::size_t i = 0;
+    for (std::size_t e = 0; e + 1 < nets.whole_ensembles.size(); ++e)
+      for (const auto& classes : nets.whole_ensembles[e].outputs) {
+        const auto file = "companion" + std::to_string(i) + ".onnx";
+        if (auto done = write_net(nets.wholes[i++], file); !done) return done;
+        json["companions"].push_back({{"file", file}, {"classes", classes}});
+      }
     return write_whole(out_ / "nets.json", {json.dump(2), "\n"});
   }
 

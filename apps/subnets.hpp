@@ -26,7 +26,8 @@ struct SubnetsOptions {
   std::optional<double> accuracy_drop;  // in points, held out: the smallest budget that keeps it is searched
   gpu::Ranking ranking = gpu::Ranking::taylor;
   Retrain retrain = Retrain::joint;
-  int companions = 2;
+  int companions = 2;   // with blocks: in each
+  int blocks = 0;       // 0: none; else each has an equal run of the groups, and companions that score its classes
   int epochs = 6;
   float peak = 0.15F;
   int batch = 128;

@@ -34,23 +34,32 @@ Between between(const Plan& plan, int from, int to) {
 
 }  // namespace
 
-Expected<Plan> GroupPlanner::plan(Operation operation, int root, const std::vector<int>& members) const {
-  PlanRequest request{.operation = operation, .planner = planner_};
-  request.participants = participants_;
+PlanRequest GroupPlanner::request(Operation operation, int root, const std::vector<int>& members) const {
+  PlanRequest wanted{.operation = operation, .planner = planner_};
+  wanted.participants = participants_;
   if (!members.empty()) {
-    request.participants->clear();
-    for (const int rank : members) request.participants->push_back(participants_[index(rank)]);
+    wanted.participants->clear();
+    for (const int rank : members) wanted.participants->push_back(participants_[index(rank)]);
   }
-  if (root >= 0) request.root = participants_[index(root)];
-  return make_plan(topology_, request);
+  if (root >= 0) wanted.root = participants_[index(root)];
+  return wanted;
+}
+
+Expected<Plan> GroupPlanner::plan(Operation operation, int root, const std::vector<int>& members) const {
+  return make_plan(topology_, request(operation, root, members));
 }
 
 Expected<Program> GroupPlanner::program(const CallKind& kind, std::int64_t chunks, const std::vector<int>& members) const {
+  const ProgramOptions cut{.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes, .root = kind.root,
+                           .nodes = participants_, .chunks = chunks};
+  if (hybrid_) {
+    const auto hybrid = plan_hybrid(topology_, request(kind.operation, kind.root, members), *hybrid_, static_cast<double>(kind.bytes));
+    if (!hybrid) return tl::unexpected(hybrid.error());
+    return make_program(*hybrid, cut);
+  }
   const auto planned = plan(kind.operation, kind.root, members);
   if (!planned) return tl::unexpected(planned.error());
-  return make_program(*planned, topology_,
-                      {.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes, .root = kind.root,
-                       .nodes = participants_, .chunks = chunks});
+  return make_program(*planned, topology_, cut);
 }
 
 Expected<Program> GroupPlanner::passing_on(const CallKind& kind, int from, const std::vector<int>& members) const {
@@ -75,10 +84,8 @@ void GroupPlanner::degrade(const RankEdge& edge, std::int64_t bytes_per_s) {
   Rational now(mpz_class(std::to_string(bytes_per_s)));
   now /= *unit;
   if (link_between(topology_, from, to)) {
-    Rational before;
-    for (const Link& link : topology_.links)
-      if ((link.from == from && link.to == to) || (link.duplex && link.from == to && link.to == from)) before += link.capacity;
-    if (now < before) topology_ = with_capacity(topology_, from, to, now);
+    if (now < link_capacity(topology_, from, to, edge.from_address, edge.to_address))
+      topology_ = with_link_capacity(topology_, from, to, edge.from_address, edge.to_address, now);
     return;
   }
   const auto planned = plan(Operation::allreduce, -1);

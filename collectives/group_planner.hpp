@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "collectives/hybrid.hpp"
 #include "collectives/planner.hpp"
 #include "collectives/program.hpp"
 #include "collectives/topology.hpp"
@@ -25,8 +27,10 @@ struct CallKind {
 class GroupPlanner {
  public:
   // participants: the node of each rank.
-  GroupPlanner(Topology topology, std::vector<int> participants, Planner planner = Planner::exact)
-      : topology_(std::move(topology)), participants_(std::move(participants)), planner_(planner) {}
+  // hybrid: two kinds of links are planned apart, instead of all together; what is left of a call that broke off is not.
+  GroupPlanner(Topology topology, std::vector<int> participants, Planner planner = Planner::exact,
+               std::optional<HybridRequest> hybrid = {})
+      : topology_(std::move(topology)), participants_(std::move(participants)), planner_(planner), hybrid_(std::move(hybrid)) {}
 
   const Topology& topology() const { return topology_; }
   int ranks() const { return static_cast<int>(participants_.size()); }
@@ -45,9 +49,12 @@ class GroupPlanner {
   void degrade(const RankEdge& edge, std::int64_t bytes_per_s);
 
  private:
+  PlanRequest request(Operation operation, int root, const std::vector<int>& members) const;
+
   Topology topology_;
   std::vector<int> participants_;
   Planner planner_;
+  std::optional<HybridRequest> hybrid_;
 };
 
 }  // namespace coppice::collectives

@@ -301,9 +301,9 @@ std::vector<Host> read_hosts(const Section& top) {
   const char* const expected = "must be tables, each headed [[host]]";
   const auto* array = top.array("host", expected);
   if (!array || array->empty()) throw Fault{0, "host: none is named; add a [[host]] for the gateway and each worker"};
-  if (array->size() > coding::kWorkersMax + 1) {
+  if (array->size() > kWorkersInAllMax + 1) {
     top.fail("host", "there are " + std::to_string(array->size()) + ", more than a gateway and " +
-                         std::to_string(coding::kWorkersMax) + " workers");
+                         std::to_string(kWorkersInAllMax) + " workers");
   }
   std::vector<PlacedHost> placed;
   for (const auto& node : *array) {
@@ -328,9 +328,20 @@ std::vector<Host> read_hosts(const Section& top) {
 
 // ---- the file ------------------------------------------------------------------------------------------------------
 
-// Left out, n is the number of worker hosts and k leaves room for two missing workers (none: for none).
+// Whether the gateway heads the blocks itself.
+bool gateway_heads(const Section& section, int blocks) {
+  const auto word = section.text("heads");
+  if (!word) return false;
+  if (*word != "workers" && *word != "gateway")
+    section.fail("heads", "unknown: " + in_quotes(*word) + "; known: workers, gateway");
+  if (blocks == 0) section.fail("heads", "goes with code.blocks");
+  return *word == "gateway";
+}
+
+// Left out, n is the number of worker hosts (of one block: its share of them), and k leaves room for two missing workers
+// (in a block: for one; none: for none).
 CodeSection read_code(const Section& top, const toml::table& root, int workers) {
-  static constexpr std::array<std::string_view, 4> kKnown{"scheme", "workers", "needed", "deadline_ms"};
+  static constexpr std::array<std::string_view, 6> kKnown{"scheme", "blocks", "workers", "needed", "heads", "deadline_ms"};
   static const toml::table kEmpty;
   const auto* node = root.get("code");
   if (node && !node->as_table()) top.fail("code", "must be a table, headed [code]");
@@ -342,16 +353,27 @@ CodeSection read_code(const Section& top, const toml::table& root, int workers) 
     code.scheme = *scheme;
   }
   const bool uncoded = code.scheme == coding::Scheme::none;
-  code.shape.workers = static_cast<int>(section.number("workers", 1, coding::kWorkersMax).value_or(workers));
-  if (code.shape.workers != workers) {
-    section.fail("workers", "is " + std::to_string(code.shape.workers) + " but the file has " +
-                                std::to_string(workers) + " worker hosts (every [[host]] but the gateway)");
+  code.blocks = static_cast<int>(section.number("blocks", 1, kBlocksMax).value_or(0));
+  code.gateway_heads = gateway_heads(section, code.blocks);
+  const int blocks = std::max(1, code.blocks);
+  const auto hosts = std::to_string(workers) + " worker hosts (every [[host]] but the gateway)";
+  if (workers % blocks != 0)
+    section.fail("blocks", "is " + std::to_string(blocks) + " but the file has " + hosts + ", which cannot be shared out over as many");
+  const int n = static_cast<int>(section.number("workers", 1, coding::kWorkersMax).value_or(workers / blocks));
+  if (n * blocks != workers) {
+    section.fail("workers", "is " + std::to_string(n) + (code.blocks > 0 ? " in each of " + std::to_string(blocks) + " blocks" : "") +
+                                " but the file has " + hosts);
   }
-  const int usual = uncoded ? workers : std::max(1, workers - 2);
-  code.shape.needed = static_cast<int>(section.number("needed", 1, workers).value_or(usual));
-  if (uncoded && code.shape.needed != workers) {
+  if (n > coding::kWorkersMax) {
+    section.fail("workers", "one code takes at most " + std::to_string(coding::kWorkersMax) + " workers and the file has " + hosts +
+                                "; share them out with code.blocks");
+  }
+  code.shape.workers = n;
+  const int usual = uncoded ? n : std::max(1, n - (code.blocks > 0 ? 1 : 2));
+  code.shape.needed = static_cast<int>(section.number("needed", 1, n).value_or(usual));
+  if (uncoded && code.shape.needed != n) {
     section.fail("needed", "is " + std::to_string(code.shape.needed) + " but scheme \"none\" needs all " +
-                               std::to_string(workers) + " workers");
+                               std::to_string(n) + " workers");
   }
   code.deadline =
       std::chrono::milliseconds(section.number("deadline_ms", 1, kDeadlineMax).value_or(code.deadline.count()));
@@ -449,6 +471,10 @@ std::string to_toml(const Cluster& cluster) {
   line("allow_faults", cluster.faults_allowed ? "true" : "false");
   text += "\n[code]\n";
   line("scheme", toml_string(coding::name(cluster.code.scheme)));
+  if (cluster.code.blocks > 0) {
+    line("blocks", std::to_string(cluster.code.blocks));
+    line("heads", cluster.code.gateway_heads ? "\"gateway\"" : "\"workers\"");
+  }
   line("workers", std::to_string(cluster.code.shape.workers));
   line("needed", std::to_string(cluster.code.shape.needed));
   line("deadline_ms", std::to_string(cluster.code.deadline.count()));

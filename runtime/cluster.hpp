@@ -23,10 +23,15 @@ struct Host {
   bool operator==(const Host&) const = default;
 };
 
+inline constexpr int kBlocksMax = 128;
+inline constexpr int kWorkersInAllMax = kBlocksMax * coding::kWorkersMax;
+
 struct CodeSection {
   coding::Scheme scheme = coding::Scheme::parity;
-  coding::CodeShape shape{7, 5};
+  coding::CodeShape shape{7, 5};  // of one block, where there are blocks
   std::chrono::milliseconds deadline{50};  // after it the best estimate is given and marked degraded
+  int blocks = 0;                 // 0: one code over all workers; else worker p of block b is workers()[b * n + p]
+  bool gateway_heads = false;     // heads = "gateway": it decodes all blocks itself
   bool operator==(const CodeSection&) const = default;
 };
 

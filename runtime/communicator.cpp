@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "actors/type_ids.hpp"
+#include "runtime/prober.hpp"
 #include "runtime/transport.hpp"
 
 namespace coppice::runtime {
@@ -92,9 +93,6 @@ Expected<collectives::Topology> topology_of(const Cluster& cluster) {
   return std::move(*topology);
 }
 
-namespace {
-
-// This host's ends of links that have addresses of their own.
 std::vector<std::string> link_addresses(const collectives::Topology& topology, const std::string& name) {
   const auto node = collectives::find_node(topology, name);
   std::vector<std::string> addresses;
@@ -104,6 +102,8 @@ std::vector<std::string> link_addresses(const collectives::Topology& topology, c
   }
   return addresses;
 }
+
+namespace {
 
 // Hosts at the other ends of this host's own links.
 std::vector<actors::Peer> neighbours_of(const collectives::Topology& topology, const std::string& name,
@@ -120,6 +120,15 @@ std::vector<actors::Peer> neighbours_of(const collectives::Topology& topology, c
     if (std::ranges::find(out, peer) == out.end()) out.push_back(std::move(peer));
   }
   return out;
+}
+
+std::shared_ptr<Prober> prober_of(const CommunicatorOptions& options) {
+  ProberOptions probe;
+  probe.cluster = options.cluster;
+  probe.name = options.name;
+  probe.agent = actors::probe_timing(options.probe);
+  probe.progress = options.probe_progress;
+  return std::make_shared<Prober>(std::move(probe));
 }
 
 }  // namespace
@@ -162,6 +171,7 @@ Communicator::~Communicator() = default;
 
 int Communicator::rank() const { return parts_->rank; }
 int Communicator::size() const { return static_cast<int>(parts_->options.cluster.hosts.size()); }
+collectives::Topology Communicator::topology() const { return parts_->planner().topology(); }
 Expected<collectives::Plan> Communicator::plan(Operation operation, int root) const {
   auto plan = parts_->planner().plan(operation, root);
   if (!plan) return failed(one_line(plan.error().what));
@@ -171,7 +181,8 @@ Expected<collectives::Plan> Communicator::plan(Operation operation, int root) co
 Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions options) {
   const auto* host = options.cluster.find(options.name);
   if (!host) return bad_input("the cluster file has no host named " + options.name);
-  auto topology = topology_of(options.cluster);
+  const bool probing = options.probe.count() > 0 && options.cluster.topology.empty();
+  auto topology = probing ? collectives::Topology{} : topology_of(options.cluster);
   if (!topology) return tl::unexpected(topology.error());
   auto identity = load_identity(options.cluster.keys, options.name);
   if (!identity) return tl::unexpected(identity.error());
@@ -180,15 +191,12 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
 
   auto parts = std::make_unique<Parts>();
   std::vector<std::string> names;
-  std::vector<int> participants;
   for (const auto& each : options.cluster.hosts) {
     if (each.name == options.name) parts->rank = static_cast<int>(names.size());
     names.push_back(each.name);
-    participants.push_back(*collectives::find_node(*topology, each.name));
   }
   parts->options = std::move(options);
   const auto& kept = parts->options;
-  parts->links.emplace(*topology, std::move(participants), kept.planner);
 
   TransportOptions transport;
   transport.identity = std::move(*identity);
@@ -196,16 +204,36 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   transport.bind_address = host->address;
   transport.link_addresses = link_addresses(*topology, kept.name);
   transport.port = host->port;
+  transport.note_addresses = kept.hops != nullptr;
   transport.hosts = kept.cluster.hosts;
   transport.frames_max = 0;      // a chunk that is dropped is waited for; windows and the caller's calls bound them
   transport.linger_ms = 2'000;  // others may wait for this rank's last acknowledgement
+  const auto prober = probing ? prober_of(kept) : nullptr;
   auto opened = Transport::open(std::move(transport),
-                                [router = parts->router, names](actors::Delivery delivery) {
+                                [router = parts->router, names, prober](actors::Delivery delivery) {
+                                  if (std::holds_alternative<actors::ProbeNote>(delivery.message)) {
+                                    if (prober) prober->deliver(std::move(delivery));
+                                    return;
+                                  }
                                   // Only the group's own ranks: clients with a key of the cluster are not among them.
                                   if (std::ranges::find(names, delivery.from.name) != names.end()) router->deliver(std::move(delivery));
                                 });
   if (!opened) return tl::unexpected(opened.error());
   parts->transport = std::move(*opened);
+  // Over the transport that stays: who is done first may call at once, and its frames wait for those that are not.
+  if (prober) {
+    auto probed = prober->run(parts->transport);
+    if (!probed) return tl::unexpected(probed.error());
+    if (probed->report && !probed->report->faults.empty()) return failed("probing: " + collectives::in_words(probed->report->faults));
+    *topology = std::move(probed->topology);
+  }
+  std::vector<int> participants;
+  for (const auto& each : names) {
+    const auto node = collectives::find_node(*topology, each);
+    if (!node) return failed("probing: no topology with " + each + " in it");
+    participants.push_back(*node);
+  }
+  parts->links.emplace(*topology, std::move(participants), kept.planner, kept.hybrid);
 
   parts->config = std::make_unique<caf::actor_system_config>();
   parts->config->set("scheduler.policy", caf::atom("sharing"));
@@ -217,6 +245,7 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   communicate.session = static_cast<std::uint64_t>(std::chrono::system_clock::now().time_since_epoch().count());
   communicate.router = parts->router;
   communicate.patience = kept.patience;
+  communicate.hops = kept.hops;
   if (!kept.tune || kept.chunks > 0) communicate.tune_from = INT64_MAX;
   communicate.on_loss = kept.on_loss;
   communicate.plan = [raw = parts.get()](const CallKind& kind, std::int64_t chunks, const std::vector<int>& members) {

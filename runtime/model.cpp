@@ -152,6 +152,8 @@ void read_code(const json& code, Manifest& into) {
   into.shape.workers =
       static_cast<int>(whole(member(code, "code.", "workers"), "code.workers", 1, coding::kWorkersMax));
   into.shape.needed = static_cast<int>(whole(member(code, "code.", "needed"), "code.needed", 1, into.shape.workers));
+  if (const auto blocks = code.find("blocks"); blocks != code.end())
+    into.blocks.resize(static_cast<std::size_t>(whole(*blocks, "code.blocks", 1, kBlocksMax)));
   if (into.scheme == coding::Scheme::none && into.shape.needed != into.shape.workers) {
     fail("code.needed", "scheme \"none\" needs all " + std::to_string(into.shape.workers) + " workers");
   }
@@ -175,13 +177,14 @@ WorkerNet read_worker(const json& worker, const std::string& field, int classes)
 }
 
 void read_workers(const json& workers, Manifest& into) {
-  const auto n = static_cast<std::size_t>(into.shape.workers);
-  for (const auto& each : array_of(workers, "workers", 1, coding::kWorkersMax)) {
+  const auto n = static_cast<std::size_t>(into.shape.workers) * std::max<std::size_t>(1, into.blocks.size());
+  for (const auto& each : array_of(workers, "workers", 1, kWorkersInAllMax)) {
     into.workers.push_back(
         read_worker(each, indexed("workers", into.workers.size()), static_cast<int>(into.class_names.size())));
   }
   if (into.workers.size() != n) {
-    fail("workers", "lists " + std::to_string(into.workers.size()) + " but code.workers is " + std::to_string(n));
+    fail("workers", "lists " + std::to_string(into.workers.size()) + " but code.workers " +
+                        (into.blocks.empty() ? "is " : "and code.blocks make ") + std::to_string(n));
   }
 }
 
@@ -199,6 +202,63 @@ void read_decoder(const json& decoder, Manifest& into) {
   if (classes != into.class_names.size()) disagree("classes", classes, "classes lists", into.class_names.size());
 }
 
+coding::BlockCode read_block(const json& block, const std::string& field, const Manifest& of) {
+  object_of(block, field);
+  coding::BlockCode code;
+  code.classes = classes_of(member(block, field + ".", "classes"), field + ".classes", static_cast<int>(of.class_names.size()));
+  auto pair = coding::from_json(block);
+  if (!pair) fail(field, pair.error().what);
+  std::tie(code.generator, code.decoder) = *std::move(pair);
+  if (std::holds_alternative<coding::SumDecoder>(code.decoder)) fail(field, "a sum has no score for none of these");
+  if (code.generator.workers.size() != static_cast<std::size_t>(of.shape.workers))
+    fail(field, "is made for " + std::to_string(code.generator.workers.size()) + " workers but code.workers is " +
+                    std::to_string(of.shape.workers));
+  if (static_cast<std::size_t>(code.generator.classes) != code.classes.size() + 1)
+    fail(field, "is made for " + std::to_string(code.generator.classes) + " classes, which must be its own and none of these, " +
+                    std::to_string(code.classes.size() + 1));
+  return code;
+}
+
+// Every class is in one block, and every net knows classes of its own block.
+void check_blocks(const Manifest& manifest) {
+  std::vector<int> block_of(manifest.class_names.size(), -1);
+  for (std::size_t b = 0; b < manifest.blocks.size(); ++b)
+    for (const int c : manifest.blocks[b].classes) {
+      auto& block = block_of[static_cast<std::size_t>(c)];
+      if (block >= 0) fail(indexed("decoder.blocks", b), "class " + std::to_string(c) + " is in another block too");
+      block = static_cast<int>(b);
+    }
+  if (const auto none = std::ranges::find(block_of, -1); none != block_of.end())
+    fail("decoder.blocks", "class " + std::to_string(none - block_of.begin()) + " is in no block");
+  for (std::size_t w = 0; w < manifest.workers.size(); ++w)
+    for (const int c : manifest.workers[w].classes)
+      if (block_of[static_cast<std::size_t>(c)] != static_cast<int>(w) / manifest.shape.workers)
+        fail(indexed("workers", w) + ".classes", "class " + std::to_string(c) + " is of another block");
+}
+
+void read_blocks(const json& decoder, Manifest& into) {
+  object_of(decoder, "decoder");
+  if (const auto type = text(member(decoder, "decoder.", "type"), "decoder.type"); type != "blocks")
+    fail("decoder.type", "is \"" + type + "\", and with code.blocks it must be \"blocks\"");
+  std::size_t at = 0;
+  for (const auto& each :
+       array_of(member(decoder, "decoder.", "blocks"), "decoder.blocks", into.blocks.size(), into.blocks.size())) {
+    into.blocks[at] = read_block(each, indexed("decoder.blocks", at), into);
+    ++at;
+  }
+  check_blocks(into);
+}
+
+json decoder_json(const Manifest& manifest) {
+  if (manifest.blocks.empty()) return coding::to_json(manifest.decoder, manifest.generator);
+  auto blocks = json::array();
+  for (const auto& block : manifest.blocks) {
+    blocks.push_back(coding::to_json(block.decoder, block.generator));
+    blocks.back()["classes"] = block.classes;
+  }
+  return {{"type", "blocks"}, {"blocks", std::move(blocks)}};
+}
+
 Manifest read_manifest(const json& object) {
   if (!object.is_object()) throw Fault{"must be a JSON object"};
   Manifest manifest;
@@ -213,7 +273,8 @@ Manifest read_manifest(const json& object) {
   read_classes(object, manifest);
   read_code(member(object, "", "code"), manifest);
   read_workers(member(object, "", "workers"), manifest);
-  read_decoder(member(object, "", "decoder"), manifest);
+  const auto& decoder = member(object, "", "decoder");
+  manifest.blocks.empty() ? read_decoder(decoder, manifest) : read_blocks(decoder, manifest);
   if (const auto accuracy = object.find("accuracy"); accuracy != object.end()) {
     check_depth(*accuracy, "accuracy");
     manifest.accuracy = *accuracy;
@@ -329,7 +390,7 @@ struct ByteSink {  // what msgpack's packer writes to
 
 constexpr const char* kBundle = "model bundle";
 constexpr UnpackLimits kBundleLimits{
-    .array = 0, .map = 2 * coding::kWorkersMax, .string = kManifestBytesMax, .binary = kFileBytesMax, .depth = 4};
+    .array = 0, .map = kWorkersInAllMax, .string = kManifestBytesMax, .binary = kFileBytesMax, .depth = 4};
 
 std::string_view string_of(const msgpack::object& object, const char* field) {
   if (object.type != msgpack::type::STR) fail(field, "must be a string");
@@ -370,7 +431,22 @@ Model read_bundle(const msgpack::object& object) {
 
 }  // namespace
 
+CodePlace place_of(const Manifest& manifest, std::size_t worker) {
+  const auto& own = manifest.workers[worker].classes;
+  if (manifest.blocks.empty()) return {manifest.generator.workers[worker], manifest.generator.classes, own};
+  const auto n = static_cast<std::size_t>(manifest.shape.workers);
+  const auto& block = manifest.blocks[worker / n];
+  CodePlace place{block.generator.workers[worker % n], block.generator.classes, {}};
+  for (const int c : own)
+    place.outputs.push_back(static_cast<int>(std::ranges::find(block.classes, c) - block.classes.begin()));
+  return place;
+}
+
 nlohmann::json to_json(const Manifest& manifest) {
+  json code = {{"scheme", coding::name(manifest.scheme)},
+               {"workers", manifest.shape.workers},
+               {"needed", manifest.shape.needed}};
+  if (!manifest.blocks.empty()) code["blocks"] = manifest.blocks.size();
   auto workers = json::array();
   for (const auto& worker : manifest.workers) {
     workers.push_back({{"file", worker.file},
@@ -387,12 +463,9 @@ nlohmann::json to_json(const Manifest& manifest) {
        {{"shape", manifest.input}, {"mean", manifest.normalisation.mean}, {"std", manifest.normalisation.deviation}}},
       {"classes", manifest.class_names},
       {"groups", manifest.groups},
-      {"code",
-       {{"scheme", coding::name(manifest.scheme)},
-        {"workers", manifest.shape.workers},
-        {"needed", manifest.shape.needed}}},
+      {"code", std::move(code)},
       {"workers", std::move(workers)},
-      {"decoder", coding::to_json(manifest.decoder, manifest.generator)},
+      {"decoder", decoder_json(manifest)},
       {"accuracy", manifest.accuracy}};
 }
 

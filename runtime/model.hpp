@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "coding/block.hpp"
 #include "coding/decoder.hpp"
 #include "coding/generator.hpp"
 #include "gpu/dataset.hpp"
@@ -34,12 +35,21 @@ struct Manifest {
   std::vector<std::string> class_names;
   std::vector<std::vector<int>> groups;
   coding::Scheme scheme = coding::Scheme::none;
-  coding::CodeShape shape;
-  std::vector<WorkerNet> workers;       // [n]
-  coding::Generator generator;
+  coding::CodeShape shape;              // of one block, where there are blocks
+  std::vector<WorkerNet> workers;       // [n], or [blocks * n]: worker p of block b is the b * n + p-th
+  coding::Generator generator;          // these two: without blocks
   coding::Decoder decoder;
+  std::vector<coding::BlockCode> blocks;  // empty: one code over all workers
   nlohmann::json accuracy;              // {"base","clean","missing":[…]}, percent; null where not measured
 };
+
+// One worker's part in the code.
+struct CodePlace {
+  const coding::WorkerRows& rows;
+  int classes = 0;           // that the rows are over: all of them, or those of the worker's block and none of these
+  std::vector<int> outputs;  // what the net's outputs are among these, in order
+};
+CodePlace place_of(const Manifest& manifest, std::size_t worker);
 
 nlohmann::json to_json(const Manifest& manifest);
 // Errors name the field. Everything is bounded and cross-checked: workers, generator and decoder agree in n and floats,

@@ -5,10 +5,12 @@
 #include <unistd.h>
 
 #include <caf/all.hpp>
+#include <map>
 #include <thread>
 
 #include "actors/actors.hpp"
 #include "actors/faults.hpp"
+#include "actors/local_messages.hpp"
 #include "actors/type_ids.hpp"
 #include "gpu/device.hpp"
 #include "gpu/onnx.hpp"
@@ -60,11 +62,14 @@ tl::expected<LoadedNet, std::string> load_net(std::span<const std::byte> bytes, 
   if ((*net)->output_elements() != static_cast<std::int64_t>(own.classes.size()))
     return tl::unexpected(own.file + " answers with " + std::to_string((*net)->output_elements()) +
                           " scores, the manifest says " + std::to_string(own.classes.size()));
+  auto place = place_of(manifest, worker);
   LoadedNet loaded;
   loaded.net = std::make_unique<DeviceNet>(std::move(*device), std::move(*net));
-  loaded.rows = manifest.generator.workers[worker];
-  loaded.classes = own.classes;
-  loaded.class_count = manifest.generator.classes;
+  loaded.rows = place.rows;
+  loaded.classes = std::move(place.outputs);
+  loaded.class_count = place.classes;
+  if (!manifest.blocks.empty())
+    loaded.blocks = std::make_shared<const std::vector<coding::BlockCode>>(std::move(model->manifest.blocks));
   return loaded;
 }
 
@@ -74,11 +79,16 @@ Expected<Model> load_fitting_model(const Cluster& cluster) {
   auto model = load_model(cluster.model);
   if (!model) return model;
   const auto& manifest = model->manifest;
-  if (manifest.shape != cluster.code.shape || manifest.scheme != cluster.code.scheme)
-    return bad_input(fmt::format("{} is coded as {} ({}, {}), the cluster file says {} ({}, {})",
-                                 cluster.model.string(), coding::name(manifest.scheme), manifest.shape.workers,
-                                 manifest.shape.needed, coding::name(cluster.code.scheme),
-                                 cluster.code.shape.workers, cluster.code.shape.needed));
+  const auto blocks = static_cast<int>(manifest.blocks.size());
+  if (manifest.shape != cluster.code.shape || manifest.scheme != cluster.code.scheme || blocks != cluster.code.blocks) {
+    const auto told = [](coding::Scheme scheme, coding::CodeShape shape, int count) {
+      return fmt::format("{} ({}, {})", coding::name(scheme), shape.workers, shape.needed) +
+             (count > 0 ? fmt::format(" in {} blocks", count) : "");
+    };
+    return bad_input(fmt::format("{} is coded as {}, the cluster file says {}", cluster.model.string(),
+                                 told(manifest.scheme, manifest.shape, blocks),
+                                 told(cluster.code.scheme, cluster.code.shape, cluster.code.blocks)));
+  }
   // Here, before anything travels: a net that cannot be read is named by the process that was given it.
   for (const auto& [file, bytes] : model->files)
     if (auto net = gpu::parse_onnx(bytes, (cluster.model / file).string()); !net) return bad_input(net.error().what);
@@ -94,29 +104,48 @@ struct Node::Parts {
   std::unique_ptr<caf::actor_system> system;
   std::shared_ptr<Transport> transport;
   // Where deliveries go. Set before the transport opens; read on its thread.
-  caf::actor supervisor, decoder, relay, subnet;
+  caf::actor supervisor, decoder, relay, subnet, head;  // decoder: a combiner, where there are blocks
   std::vector<caf::actor> all;
+  std::map<std::string, int> places;  // of the workers
 
   ~Parts() {
     for (const auto& actor : all) caf::anon_send_exit(actor, caf::exit_reason::user_shutdown);
     all.clear();
-    supervisor = decoder = relay = subnet = nullptr;
+    // Actors of one node hand one another what never leaves it: the handles stay until the last of them has ended.
+    if (system) system->await_all_actors_done();
     transport.reset();
+    supervisor = decoder = relay = subnet = head = nullptr;
     system.reset();
   }
 
-  // Who may say what: clients ask, workers answer, the gateway gives work, hosts relay.
+  // Whether the other is a worker of this one's block, and so may head it.
+  bool of_own_block(const std::string& other) const {
+    const int n = options.cluster.code.shape.workers;
+    const auto place = [&](const std::string& name) {
+      const auto found = places.find(name);
+      return found == places.end() ? -1 : found->second / n;
+    };
+    return options.cluster.code.blocks > 0 && place(other) >= 0 && place(other) == place(options.name);
+  }
+
+  // Who may say what: clients ask, workers answer, the gateway and heads of the block give work, hosts relay.
   void deliver(Delivery delivery) const {
     const bool from_host = options.cluster.find(delivery.from.name) != nullptr;
     const bool from_gateway = delivery.from.name == options.cluster.gateway().name;
+    const bool gives_work = from_gateway || of_own_block(delivery.from.name);
     struct Target {
       const Parts& parts;
-      bool from_host, from_gateway;
+      bool from_host, from_gateway, gives_work;
       const caf::actor* operator()(const InferRequest&) const { return &parts.supervisor; }
       const caf::actor* operator()(const StatusRequest&) const { return &parts.supervisor; }
       const caf::actor* operator()(const FaultRequest&) const { return &parts.supervisor; }
-      const caf::actor* operator()(const CodedResponse&) const { return from_host ? &parts.decoder : nullptr; }
-      const caf::actor* operator()(const WorkItem&) const { return from_gateway ? &parts.subnet : nullptr; }
+      const caf::actor* operator()(const CodedResponse&) const {
+        return !from_host ? nullptr : parts.head ? &parts.head : &parts.decoder;
+      }
+      const caf::actor* operator()(const WorkItem&) const { return gives_work ? &parts.subnet : nullptr; }
+      const caf::actor* operator()(const BlockItem&) const { return from_gateway ? &parts.head : nullptr; }
+      const caf::actor* operator()(const WorkerGone&) const { return from_gateway ? &parts.head : nullptr; }
+      const caf::actor* operator()(const BlockScore&) const { return from_host ? &parts.decoder : nullptr; }
       const caf::actor* operator()(const TransferOpen&) const { return from_host ? &parts.relay : nullptr; }
       const caf::actor* operator()(const WeightChunk&) const { return from_host ? &parts.relay : nullptr; }
       const caf::actor* operator()(const ChunkAck&) const { return from_host ? &parts.relay : nullptr; }
@@ -126,26 +155,31 @@ struct Node::Parts {
       const caf::actor* operator()(const CollectiveChunk&) const { return nullptr; }
       const caf::actor* operator()(const CollectiveAck&) const { return nullptr; }
       const caf::actor* operator()(const GroupNote&) const { return nullptr; }
+      const caf::actor* operator()(const ProbeNote&) const { return nullptr; }
     };
-    const auto* target = std::visit(Target{*this, from_host, from_gateway}, delivery.message);
+    const auto* target = std::visit(Target{*this, from_host, from_gateway, gives_work}, delivery.message);
     if (target && *target) caf::anon_send(*target, std::move(delivery));
   }
 };
 
 namespace {
 
-// A port for actors that are spawned before the transport is open.
+// A port for actors that are spawned before the transport is open. What is for this very node never leaves it.
 class LatePort final : public FramePort {
  public:
+  LatePort(std::string self, Transport::OnDelivery deliver) : self_(std::move(self)), deliver_(std::move(deliver)) {}
   void open(std::shared_ptr<FramePort> port) {
     port_ = std::move(port);
     open_.store(true, std::memory_order_release);
   }
   void send(const Peer& to, DataMessage message) override {
-    if (open_.load(std::memory_order_acquire)) port_->send(to, std::move(message));
+    if (!open_.load(std::memory_order_acquire)) return;
+    to.name == self_ ? deliver_({Peer{self_}, std::move(message)}) : port_->send(to, std::move(message));
   }
 
  private:
+  std::string self_;
+  Transport::OnDelivery deliver_;
   std::atomic<bool> open_{false};
   std::shared_ptr<FramePort> port_;
 };
@@ -156,6 +190,13 @@ Expected<void> check_topology(const Cluster& cluster, std::size_t bytes) {
   const auto relays = plan_relays(cluster, names, bytes);
   if (!relays) return tl::unexpected(relays.error());
   return {};
+}
+
+CombinerOptions combiner_options(const Cluster& cluster, const Manifest& manifest, const std::vector<std::string>& workers,
+                                 std::vector<std::vector<int>> heads) {
+  CombinerOptions options{workers, cluster.gateway().name, manifest.shape, {}, std::move(heads), cluster.code.deadline};
+  for (const auto& block : manifest.blocks) options.classes.push_back(block.classes);
+  return options;
 }
 
 }  // namespace
@@ -183,29 +224,45 @@ Expected<std::unique_ptr<Node>> Node::start(NodeOptions options) {
 
   std::optional<Model> model;
   std::shared_ptr<const std::vector<std::byte>> weights;
+  std::vector<std::vector<int>> heads;  // by block: who may be it
   if (parts->host.gateway) {
     auto loaded = load_fitting_model(cluster);
     if (!loaded) return tl::unexpected(loaded.error());
     model = std::move(*loaded);
     weights = std::make_shared<const std::vector<std::byte>>(bundle(*model));
     if (auto planned = check_topology(cluster, weights->size()); !planned) return tl::unexpected(planned.error());
+    if (cluster.code.blocks > 0) {
+      auto placed = place_heads(cluster);
+      if (!placed) return tl::unexpected(placed.error());
+      heads = std::move(*placed);
+    }
   }
 
   parts->system = std::make_unique<caf::actor_system>(*parts->config);
   auto& system = *parts->system;
-  const auto port = std::make_shared<LatePort>();
+  const Transport::OnDelivery deliver = [raw = parts.get()](Delivery d) { raw->deliver(std::move(d)); };
+  const auto port = std::make_shared<LatePort>(parts->options.name, deliver);
+  const auto in_all = static_cast<std::uint32_t>(workers.size());
+  for (std::uint32_t i = 0; i < in_all; ++i) parts->places.emplace(workers[i], static_cast<int>(i));
+  if (cluster.code.blocks > 0)
+    parts->head = spawn_block_head(system, {workers, cluster.gateway().name, cluster.code.shape}, port);
   const TreeRelayOptions relay_options{parts->options.name, {}, sha256};
   caf::actor membership;
   if (parts->host.gateway) {
     const auto& manifest = model->manifest;
     membership = spawn_membership(system, workers);
     parts->relay = spawn_tree_relay(system, relay_options, port, nullptr);
-    parts->decoder = spawn_decoder(
-        system, {workers, manifest.shape, manifest.generator, manifest.decoder, cluster.code.deadline}, port);
+    parts->decoder = manifest.blocks.empty()
+                         ? spawn_decoder(system, {workers, manifest.shape, manifest.generator, manifest.decoder,
+                                                  cluster.code.deadline}, port)
+                         : spawn_combiner(system, combiner_options(cluster, manifest, workers, std::move(heads)), port);
+    if (parts->head)
+      caf::anon_send(parts->head, InstallBlocks{std::make_shared<const std::vector<coding::BlockCode>>(manifest.blocks)});
     SupervisorOptions supervise;
     supervise.cluster = cluster.name;
     supervise.workers = workers;
     supervise.shape = manifest.shape;
+    supervise.blocks = cluster.code.blocks;
     supervise.item_elements = static_cast<std::size_t>(gpu::elements(manifest.input));
     supervise.weights = weights;
     supervise.weights_sha256 = sha256(*weights);
@@ -225,15 +282,14 @@ Expected<std::unique_ptr<Node>> Node::start(NodeOptions options) {
     attach_supervisor(membership, parts->supervisor);
     parts->all = {membership, parts->relay, parts->decoder, parts->supervisor};
   } else {
-    const auto place = static_cast<std::uint32_t>(
-        std::find(workers.begin(), workers.end(), parts->options.name) - workers.begin());
-    const WorkerOptions work{parts->options.name, place, static_cast<std::uint32_t>(workers.size()),
+    const auto place = static_cast<std::uint32_t>(parts->places.at(parts->options.name));
+    const WorkerOptions work{parts->options.name, place, in_all,
                              [place, device = parts->host.device](std::span<const std::byte> bytes) {
                                return load_net(bytes, place, device);
                              }};
     membership = spawn_member(system, parts->options.name, cluster.gateway());
     const auto encoder = spawn_encoder(system, work, port);
-    parts->subnet = spawn_subnet(system, work, encoder, membership);
+    parts->subnet = spawn_subnet(system, work, encoder, membership, parts->head ? &parts->head : nullptr);
     parts->relay = spawn_tree_relay(system, relay_options, port, &parts->subnet);
     attach_workers(membership, parts->subnet, encoder);
     parts->all = {membership, encoder, parts->subnet, parts->relay};
@@ -245,8 +301,9 @@ Expected<std::unique_ptr<Node>> Node::start(NodeOptions options) {
   transport.bind_address = parts->host.address;
   transport.port = parts->host.port;
   transport.hosts = cluster.hosts;
-  auto opened = Transport::open(std::move(transport), [raw = parts.get()](Delivery d) { raw->deliver(std::move(d)); });
+  auto opened = Transport::open(std::move(transport), deliver);
   if (!opened) return tl::unexpected(opened.error());
+  if (parts->head) parts->all.push_back(parts->head);
   parts->transport = std::move(*opened);
   port->open(parts->transport);
   if (parts->host.gateway)

@@ -31,12 +31,34 @@ Expected<void> fits(const gpu::CompiledNet& net, const gpu::Dataset& data, const
   return {};
 }
 
+std::size_t total_floats(const Manifest& manifest) {
+  if (manifest.blocks.empty()) return static_cast<std::size_t>(manifest.generator.total_floats());
+  std::size_t total = 0;
+  for (const auto& block : manifest.blocks) total += static_cast<std::size_t>(block.generator.total_floats());
+  return total;
+}
+
+// As many responses as the generator has workers, of which those of `present`; `at` is where they begin.
+coding::Arrivals arrivals_at(const float* at, const coding::Generator& generator, coding::ArrivalSet present) {
+  coding::Arrivals arrivals;
+  arrivals.responses.resize(generator.workers.size());
+  for (std::size_t w = 0; w < generator.workers.size(); ++w) {
+    const auto floats = generator.workers[w].floats;
+    if (present >> w & 1U) arrivals.responses[w].assign(at, at + floats);
+    at += floats;
+  }
+  return arrivals;
+}
+
+coding::ArrivalSet everyone(int workers) {
+  return static_cast<coding::ArrivalSet>((std::uint64_t{1} << workers) - 1);
+}
+
 }  // namespace
 
 Expected<OfflineResponses> run_offline(const Model& model, const gpu::Dataset& data, const OfflineProgress& progress) {
   const auto& manifest = model.manifest;
-  const auto classes = static_cast<std::size_t>(manifest.generator.classes);
-  const auto width = static_cast<std::size_t>(manifest.generator.total_floats());
+  const auto width = total_floats(manifest);
   OfflineResponses out{data.count(), std::vector<float>(static_cast<std::size_t>(data.count()) * width)};
   const std::int64_t total = data.count() * static_cast<std::int64_t>(manifest.workers.size());
   std::int64_t done = 0;
@@ -44,7 +66,7 @@ Expected<OfflineResponses> run_offline(const Model& model, const gpu::Dataset& d
   std::vector<float> item(static_cast<std::size_t>(gpu::elements(data.item)));
   for (std::size_t w = 0; w < manifest.workers.size(); ++w) {
     const auto& worker = manifest.workers[w];
-    const auto& rows = manifest.generator.workers[w];
+    const auto place = place_of(manifest, w);
     auto network = gpu::parse_onnx(model.files.at(worker.file), worker.file);
     if (!network) return bad_input(network.error().what);
     auto running = compile(*network);
@@ -54,16 +76,16 @@ Expected<OfflineResponses> run_offline(const Model& model, const gpu::Dataset& d
     if (scores.size() != worker.classes.size())
       return bad_input(worker.file + " answers with " + std::to_string(scores.size()) + " scores, the manifest says " +
                        std::to_string(worker.classes.size()));
-    std::vector<float> z(classes, 0.0F);
+    std::vector<float> z(static_cast<std::size_t>(place.classes), 0.0F);
     for (std::int64_t i = 0; i < data.count(); ++i) {
       gpu::item(data, i, manifest.normalisation, item);
       if (auto ran = running->net->run(item, scores); !ran) return failed(ran.error().what);
-      for (std::size_t c = 0; c < scores.size(); ++c) z[static_cast<std::size_t>(worker.classes[c])] = scores[c];
-      const auto y = coding::encode(rows, z);
+      for (std::size_t c = 0; c < scores.size(); ++c) z[static_cast<std::size_t>(place.outputs[c])] = scores[c];
+      const auto y = coding::encode(place.rows, z);
       std::copy(y.begin(), y.end(), out.values.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(i) * width + column));
       if (progress && ++done % 1'000 == 0) progress(done, total);
     }
-    column += static_cast<std::size_t>(rows.floats);
+    column += static_cast<std::size_t>(place.rows.floats);
   }
   if (progress) progress(total, total);
   return out;
@@ -88,15 +110,33 @@ Expected<std::vector<float>> run_net(const gpu::Network& network, const gpu::Dat
 
 coding::Arrivals arrivals_of(const coding::Generator& generator, const OfflineResponses& responses, std::int64_t item,
                              coding::ArrivalSet present) {
-  coding::Arrivals arrivals;
-  arrivals.responses.resize(generator.workers.size());
-  const auto* at = responses.values.data() + item * generator.total_floats();
-  for (std::size_t w = 0; w < generator.workers.size(); ++w) {
-    const auto floats = generator.workers[w].floats;
-    if (present >> w & 1U) arrivals.responses[w].assign(at, at + floats);
-    at += floats;
+  return arrivals_at(responses.values.data() + item * generator.total_floats(), generator, present);
+}
+
+tl::expected<coding::BlockBest, coding::DecodeError> block_best_of(const Manifest& manifest,
+                                                                   const OfflineResponses& responses, std::int64_t item,
+                                                                   int block, coding::ArrivalSet present) {
+  const auto* at = responses.values.data() + item * static_cast<std::int64_t>(total_floats(manifest));
+  for (int before = 0; before < block; ++before)
+    at += manifest.blocks[static_cast<std::size_t>(before)].generator.total_floats();
+  const auto& code = manifest.blocks[static_cast<std::size_t>(block)];
+  return coding::decode(code, arrivals_at(at, code.generator, present));
+}
+
+Expected<std::vector<int>> labels_of_all(const Manifest& manifest, const OfflineResponses& responses) {
+  const auto all = everyone(manifest.shape.workers);
+  if (manifest.blocks.empty()) return labels_of(manifest, responses, all);
+  std::vector<int> labels;
+  for (std::int64_t i = 0; i < responses.items; ++i) {
+    std::vector<coding::BlockBest> said;
+    for (int block = 0; block < static_cast<int>(manifest.blocks.size()); ++block) {
+      const auto best = block_best_of(manifest, responses, i, block, all);
+      if (!best) return failed(best.error().what);
+      said.push_back(*best);
+    }
+    labels.push_back(coding::combine(said).label);
   }
-  return arrivals;
+  return labels;
 }
 
 Expected<std::vector<int>> labels_of(const Manifest& manifest, const OfflineResponses& responses,

@@ -35,6 +35,14 @@ coding::Arrivals arrivals_of(const coding::Generator& generator, const OfflineRe
 Expected<std::vector<int>> labels_of(const Manifest& manifest, const OfflineResponses& responses,
                                      coding::ArrivalSet present);
 
+// What one block says of row `item`. Errors: those of decode.
+tl::expected<coding::BlockBest, coding::DecodeError> block_best_of(const Manifest& manifest,
+                                                                   const OfflineResponses& responses, std::int64_t item,
+                                                                   int block, coding::ArrivalSet present);
+
+// The decoded label of every item with every worker present, whether or not there are blocks.
+Expected<std::vector<int>> labels_of_all(const Manifest& manifest, const OfflineResponses& responses);
+
 // Percent of labels that are right. REQUIRES: equal lengths.
 double accuracy_percent(const std::vector<int>& labels, const std::vector<std::uint16_t>& truth);
 

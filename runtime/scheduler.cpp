@@ -1,7 +1,11 @@
 #include "runtime/scheduler.hpp"
 
 #include <algorithm>
+#include <limits>
+#include <numeric>
+#include <queue>
 
+#include "actors/head_choice.hpp"
 #include "collectives/plan.hpp"
 #include "collectives/topology.hpp"
 #include "collectives/tree.hpp"
@@ -13,7 +17,56 @@ namespace {
 // Of one chunk on one hop, socket to socket through two actors: measured on loopback (ARCHITECTURE.md).
 constexpr double kHopSeconds = 300e-6;
 
+// What it costs to carry a byte from one node to each: the least sum of 1 / capacity. Dijkstra.
+std::vector<double> costs_from(const collectives::Topology& topology, int source) {
+  std::vector<std::vector<std::pair<int, double>>> arcs(topology.nodes.size());
+  for (const auto& link : topology.links) {
+    const double cost = 1 / link.capacity.get_d();
+    arcs[static_cast<std::size_t>(link.from)].emplace_back(link.to, cost);
+    if (link.duplex) arcs[static_cast<std::size_t>(link.to)].emplace_back(link.from, cost);
+  }
+  std::vector<double> costs(topology.nodes.size(), std::numeric_limits<double>::infinity());
+  std::priority_queue<std::pair<double, int>, std::vector<std::pair<double, int>>, std::greater<>> near;
+  near.emplace(costs[static_cast<std::size_t>(source)] = 0, source);
+  while (!near.empty()) {
+    const auto [cost, node] = near.top();
+    near.pop();
+    if (cost > costs[static_cast<std::size_t>(node)]) continue;
+    for (const auto& [to, further] : arcs[static_cast<std::size_t>(node)])
+      if (auto& known = costs[static_cast<std::size_t>(to)]; cost + further < known) near.emplace(known = cost + further, to);
+  }
+  return costs;
+}
+
 }  // namespace
+
+Expected<std::vector<std::vector<int>>> place_heads(const Cluster& cluster) {
+  const int n = cluster.code.shape.workers;
+  std::vector<std::vector<int>> heads(static_cast<std::size_t>(cluster.code.blocks));
+  if (!cluster.code.gateway_heads) {
+    const auto topology = topology_of(cluster);
+    if (!topology) return tl::unexpected(topology.error());
+    const auto node = [&](const std::string& name) { return *collectives::find_node(*topology, name); };
+    const auto from_gateway = costs_from(*topology, node(cluster.gateway().name));
+    std::vector<int> nodes;
+    for (const auto& worker : cluster.workers()) nodes.push_back(node(worker.name));
+    for (int block = 0; block < cluster.code.blocks; ++block) {
+      std::vector<std::pair<double, int>> priced;
+      for (int head = block * n; head < (block + 1) * n; ++head) {
+        const auto at = nodes[static_cast<std::size_t>(head)];
+        const auto from_head = costs_from(*topology, at);
+        double cost = from_gateway[static_cast<std::size_t>(at)];
+        for (int worker = block * n; worker < (block + 1) * n; ++worker)
+          cost += from_head[static_cast<std::size_t>(nodes[static_cast<std::size_t>(worker)])];
+        priced.emplace_back(cost, head);
+      }
+      std::ranges::stable_sort(priced, {}, &std::pair<double, int>::first);
+      for (const auto& [cost, head] : priced) heads[static_cast<std::size_t>(block)].push_back(head);
+    }
+  }
+  for (auto& order : heads) order.push_back(actors::kGatewayHead);
+  return heads;
+}
 
 Expected<std::vector<actors::RelayNode>> plan_relays(const Cluster& cluster, const std::vector<std::string>& members,
                                                      std::size_t bytes) {

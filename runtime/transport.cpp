@@ -242,6 +242,18 @@ struct Transport::Io {
     }
   }
 
+  // The address that a frame came from: "10.0.0.1", also where the socket says "::ffff:10.0.0.1". Empty: not known.
+  static std::string address_of(zmq::message_t& part) {
+    constexpr std::string_view kMapped = "::ffff:";
+    try {
+      std::string_view address = part.gets("Peer-Address");
+      if (address.starts_with(kMapped) && address.find('.') != std::string_view::npos) address.remove_prefix(kMapped.size());
+      return std::string(address);
+    } catch (const zmq::error_t&) {
+      return "";
+    }
+  }
+
   // A bounded number at a time, so that a flood from one side does not starve the others.
   static constexpr int kBatch = 64;
 
@@ -261,7 +273,7 @@ struct Transport::Io {
         ++counts.malformed;
         continue;
       }
-      deliver({user, in.parts[0].to_string()}, in, 1);
+      deliver({user, in.parts[0].to_string(), "", options.note_addresses ? address_of(in.parts[1]) : ""}, in, 1);
     }
   }
 

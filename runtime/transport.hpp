@@ -26,6 +26,7 @@ struct TransportOptions {
   AllowList allow;
   std::string bind_address;  // of the listener
   std::vector<std::string> link_addresses = {};  // this host's ends of links of their own: listened on as well
+  bool note_addresses = false;  // deliveries say at which of its addresses the peer sent: Peer::to_address
   std::uint16_t port = 0;
   std::vector<Host> hosts;   // who can be dialled
   int heartbeat_ms = 500;    // a silent connection is given up after three of them

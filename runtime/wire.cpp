@@ -70,23 +70,28 @@ struct Writer {
     bulk = raw(m.values);
   }
   void operator()(const InferReply& m) {
-    begin(3, 10);
+    begin(3, 11);
     pk.pack(m.tag);
     pk.pack(m.request);
     pk.pack(m.epoch);
     pk.pack(static_cast<std::uint8_t>(m.status));
     pk.pack(m.label);
-    pk.pack(std::bit_cast<std::uint32_t>(m.margin));
+    real(m.margin);
+    real(m.probability);
     pk.pack(m.gateway_us);
     pack_floats(pk, m.scores);
-    pk.pack_array(static_cast<std::uint32_t>(m.arrivals.size()));
-    for (const auto& arrival : m.arrivals) {
+    arrivals(m.arrivals);
+    pk.pack(m.error);
+  }
+  void real(float value) { pk.pack(std::bit_cast<std::uint32_t>(value)); }
+  void arrivals(const std::vector<ArrivalRecord>& records) {
+    pk.pack_array(static_cast<std::uint32_t>(records.size()));
+    for (const auto& arrival : records) {
       pk.pack_array(3);
       pk.pack(arrival.worker);
       pk.pack(arrival.at_us);
       pack_floats(pk, arrival.values);
     }
-    pk.pack(m.error);
   }
   void operator()(const TransferOpen& m) {
     begin(4, 6);
@@ -147,6 +152,33 @@ struct Writer {
     pk.pack(number(m.way));
     pk.pack(m.consumed);
     pk.pack(m.arrived);
+  }
+  void operator()(const BlockItem& m) {
+    begin(14, 6);
+    pk.pack(number(m.request));
+    pk.pack(number(m.epoch));
+    pk.pack(m.block);
+    pk.pack(m.asked);
+    pk.pack(m.patience_us);
+    pk.pack(m.record);
+    if (m.item) bulk = raw(*m.item);
+  }
+  void operator()(const BlockScore& m) {
+    begin(15, 10);
+    pk.pack(number(m.request));
+    pk.pack(number(m.epoch));
+    pk.pack(m.block);
+    pk.pack(static_cast<std::uint8_t>(m.status));
+    pk.pack(m.label);
+    real(m.score);
+    real(m.runner_up);
+    real(m.log_sum_exp);
+    pk.pack(m.head_us);
+    arrivals(m.arrivals);
+  }
+  void operator()(const WorkerGone& m) {
+    begin(16, 1);
+    pk.pack(m.worker);
   }
   void operator()(const GroupNote& m) {
     begin(12, 7);
@@ -240,6 +272,51 @@ struct Writer {
     pk.pack_array(1);
     pk.pack(m.call);
   }
+  void operator()(const ProbeNote& m) {
+    begin(13, 3);
+    pk.pack(m.measure);
+    pk.pack(static_cast<std::uint8_t>(m.note.index()));
+    std::visit([&](const auto& note) { pack_note(note); }, m.note);
+  }
+  void pack_note(const ProbeHello&) { pk.pack_array(0); }
+  void pack_note(const ProbeHere&) { pk.pack_array(0); }
+  void pack_note(const MeasureOrder& m) {
+    pk.pack_array(4);
+    pk.pack(number(m.kind));
+    pk.pack(m.to);
+    pk.pack(m.from_address);
+    pk.pack(m.to_address);
+  }
+  void pack_note(const MeasureDone& m) {
+    pk.pack_array(5);
+    pk.pack(m.bytes_per_s);
+    pk.pack(m.least_ns);
+    pk.pack(m.median_ns);
+    pk.pack(m.settled);
+    pk.pack(m.fault);
+  }
+  void pack_note(const ProbePing& m) {
+    pk.pack_array(1);
+    pk.pack(m.index);
+  }
+  void pack_note(const ProbePong& m) {
+    pk.pack_array(1);
+    pk.pack(m.index);
+  }
+  void pack_note(const ProbeBytes& m) {
+    pk.pack_array(0);
+    shared = m.bytes;
+  }
+  void pack_note(const ProbeArrived& m) {
+    pk.pack_array(2);
+    pk.pack(m.bytes);
+    pk.pack(m.at_us);
+  }
+  void pack_note(const SurveyOver& m) {
+    pk.pack_array(2);
+    pk.pack(m.topology);
+    pk.pack(m.fault);
+  }
   void run(const RunId& id) {
     pk.pack(id.call);
     pk.pack(id.attempt);
@@ -269,8 +346,9 @@ void pack_program(Packer& pk, const collectives::Program& program) {
   pk.pack(program.members);
   pk.pack_array(static_cast<std::uint32_t>(program.trees.size()));
   for (const auto& tree : program.trees) {
-    pk.pack_array(8);
+    pk.pack_array(9);
     pk.pack(tree.bytes_per_s);
+    pk.pack(tree.wait_us);
     pk.pack(tree.root);
     pk.pack(tree.keeper);
     pk.pack(tree.known_at_root);
@@ -330,6 +408,7 @@ class Fields {
     require(field.type == msgpack::type::BOOLEAN);
     return field.via.boolean;
   }
+  float real() { return std::bit_cast<float>(uint<std::uint32_t>()); }
   std::string text() {
     const auto& field = next();
     require(field.type == msgpack::type::STR);
@@ -364,27 +443,54 @@ Floats bulk_floats(std::span<const std::byte> bulk) {
 
 SharedFloats shared(Floats floats) { return std::make_shared<const Floats>(std::move(floats)); }
 
-InferReply infer_reply(Fields& f) {
-  InferReply m;
-  m.tag = f.uint<std::uint64_t>();
-  m.request = f.uint<std::uint64_t>();
-  m.epoch = f.uint<std::uint64_t>();
-  const auto status = f.uint<std::uint8_t>();
-  require(status <= static_cast<std::uint8_t>(ReplyStatus::bad_request));
-  m.status = static_cast<ReplyStatus>(status);
-  m.label = f.int32();
-  m.margin = std::bit_cast<float>(f.uint<std::uint32_t>());
-  m.gateway_us = f.uint<std::uint32_t>();
-  m.scores = f.floats();
-  for (const auto& entry : f.array()) {
+template <class Enum>
+Enum one_of(Fields& f, Enum last) {
+  const auto value = f.uint<std::uint8_t>();
+  require(value <= static_cast<std::uint8_t>(last));
+  return static_cast<Enum>(value);
+}
+
+std::vector<ArrivalRecord> arrivals(std::span<const msgpack::object> entries) {
+  std::vector<ArrivalRecord> records;
+  for (const auto& entry : entries) {
     Fields fields(entry);
     ArrivalRecord record;
     record.worker = fields.uint<std::uint32_t>();
     record.at_us = fields.uint<std::uint32_t>();
     record.values = fields.floats();
     fields.end();
-    m.arrivals.push_back(std::move(record));
+    records.push_back(std::move(record));
   }
+  return records;
+}
+
+BlockScore block_score(Fields& f) {
+  BlockScore m;
+  m.request = RequestId{f.uint<std::uint64_t>()};
+  m.epoch = Epoch{f.uint<std::uint64_t>()};
+  m.block = f.uint<std::uint32_t>();
+  m.status = one_of(f, ReplyStatus::bad_request);
+  m.label = f.int32();
+  m.score = f.real();
+  m.runner_up = f.real();
+  m.log_sum_exp = f.real();
+  m.head_us = f.uint<std::uint32_t>();
+  m.arrivals = arrivals(f.array());
+  return m;
+}
+
+InferReply infer_reply(Fields& f) {
+  InferReply m;
+  m.tag = f.uint<std::uint64_t>();
+  m.request = f.uint<std::uint64_t>();
+  m.epoch = f.uint<std::uint64_t>();
+  m.status = one_of(f, ReplyStatus::bad_request);
+  m.label = f.int32();
+  m.margin = f.real();
+  m.probability = f.real();
+  m.gateway_us = f.uint<std::uint32_t>();
+  m.scores = f.floats();
+  m.arrivals = arrivals(f.array());
   m.error = f.text();
   return m;
 }
@@ -405,13 +511,6 @@ TransferOpen transfer_open(Fields& f) {
     m.tree.push_back(std::move(node));
   }
   return m;
-}
-
-template <class Enum>
-Enum one_of(Fields& f, Enum last) {
-  const auto value = f.uint<std::uint8_t>();
-  require(value <= static_cast<std::uint8_t>(last));
-  return static_cast<Enum>(value);
 }
 
 RunId run_id(Fields& f) {
@@ -463,6 +562,7 @@ collectives::Program program(Fields& outer) {
     Fields fields(entry);
     collectives::TreeProgram tree;
     tree.bytes_per_s = fields.int64();
+    tree.wait_us = fields.int64();
     tree.root = fields.int32();
     tree.keeper = fields.int32();
     tree.known_at_root = fields.boolean();
@@ -583,6 +683,53 @@ void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
   }
 }
 
+MeasureOrder measure_order(Fields& f) {
+  MeasureOrder order;
+  order.kind = one_of(f, collectives::Measure::Kind::share);
+  order.to = f.text();
+  order.from_address = f.text();
+  order.to_address = f.text();
+  return order;
+}
+
+MeasureDone measure_done(Fields& f) {
+  MeasureDone done;
+  done.bytes_per_s = f.uint<std::uint64_t>();
+  done.least_ns = f.uint<std::uint64_t>();
+  done.median_ns = f.uint<std::uint64_t>();
+  done.settled = f.boolean();
+  done.fault = f.text();
+  return done;
+}
+
+void read_probe(std::uint8_t kind, Fields& f, const SharedBytes& bulk, ProbeNote& m) {
+  require(kind == 6 || bulk.size == 0);
+  switch (kind) {
+    case 0: m.note = ProbeHello{}; return;
+    case 1: m.note = ProbeHere{}; return;
+    case 2: m.note = measure_order(f); return;
+    case 3: m.note = measure_done(f); return;
+    case 4: m.note = ProbePing{f.uint<std::uint32_t>()}; return;
+    case 5: m.note = ProbePong{f.uint<std::uint32_t>()}; return;
+    case 6: m.note = ProbeBytes{bulk.owner ? bulk : SharedBytes::copy_of(bulk.view())}; return;
+    case 7: {
+      ProbeArrived arrived;
+      arrived.bytes = f.uint<std::uint64_t>();
+      arrived.at_us = f.uint<std::uint64_t>();
+      m.note = arrived;
+      return;
+    }
+    case 8: {
+      SurveyOver over;
+      over.topology = f.text();
+      over.fault = f.text();
+      m.note = std::move(over);
+      return;
+    }
+    default: throw Malformed{};
+  }
+}
+
 DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) {
   const auto bulk = shared_bulk.view();
   const auto no_bulk = [&] { require(bulk.empty()); };
@@ -680,6 +827,28 @@ DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) 
       fields.end();
       return m;
     }
+    case 13: {
+      ProbeNote m;
+      m.measure = f.uint<std::uint64_t>();
+      const auto kind = f.uint<std::uint8_t>();
+      Fields fields(f.next());
+      read_probe(kind, fields, shared_bulk, m);
+      fields.end();
+      return m;
+    }
+    case 14: {
+      BlockItem m;
+      m.request = RequestId{f.uint<std::uint64_t>()};
+      m.epoch = Epoch{f.uint<std::uint64_t>()};
+      m.block = f.uint<std::uint32_t>();
+      m.asked = f.uint<std::uint64_t>();
+      m.patience_us = f.uint<std::uint32_t>();
+      m.record = f.boolean();
+      m.item = shared(bulk_floats(bulk));
+      return m;
+    }
+    case 15: no_bulk(); return block_score(f);
+    case 16: no_bulk(); return WorkerGone{f.uint<std::uint32_t>()};
     default: throw Malformed{};
   }
 }

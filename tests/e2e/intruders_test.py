@@ -14,7 +14,8 @@ import zmq
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import lab  # noqa: E402
 
-STATUS_REQUEST = msgpack.packb([1, 7, 42])  # version, type, tag
+VERSION = 2  # of the vocabulary (actors/messages.hpp)
+STATUS_REQUEST = msgpack.packb([VERSION, 7, 42])  # version, type, tag
 
 
 def rss_mib(pid):
@@ -103,7 +104,7 @@ def malformed_frames_under_a_good_key_are_dropped():
         s = dealer(cluster, public, secret, server_key(cluster))
         assert reply(s, STATUS_REQUEST, 5_000)
         noise = random.Random(2)
-        good = [STATUS_REQUEST, msgpack.packb([1, 0, 7, True]), msgpack.packb([1, 8, 3, "worker=any:1,delay=1ms"])]
+        good = [STATUS_REQUEST, msgpack.packb([VERSION, 0, 7, True]), msgpack.packb([VERSION, 8, 3, "worker=any:1,delay=1ms"])]
         bombs = [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff",
                  b"\x91" * 100_000, b"", b"\x00"]
         for bomb in bombs:
@@ -123,13 +124,13 @@ def a_client_cannot_speak_as_a_worker():
         public, secret = keys_of(cluster, "client")
         s = dealer(cluster, public, secret, server_key(cluster))
         for request in range(1, 400):  # coded responses for requests to come, as worker 0
-            s.send_multipart([msgpack.packb([1, 2, request, 8, 0, 5]), b"\0" * 8])
+            s.send_multipart([msgpack.packb([VERSION, 2, request, 8, 0, 5]), b"\0" * 8])
         well(cluster)
         # One worker's key cannot answer for another.
         public, secret = keys_of(cluster, "w1")
         s = dealer(cluster, public, secret, server_key(cluster))
         for request in range(1, 400):
-            s.send_multipart([msgpack.packb([1, 2, request, 8, 0, 5]), b"\0" * 8])
+            s.send_multipart([msgpack.packb([VERSION, 2, request, 8, 0, 5]), b"\0" * 8])
         time.sleep(0.3)
         well(cluster)
         assert cluster.status()["responses"]["impostors"] == 399, cluster.status()["responses"]

@@ -113,6 +113,11 @@ TEST(Cluster, EveryFaultNamesFileLineAndKey) {
       {lab("", "needed = 4"), ":4: ", "code.needed: is 4 but must lie in 1..3"},
       {lab("", "needed = 0"), ":4: ", "code.needed: is 0"},
       {lab("", "scheme = \"none\"\nneeded = 2"), ":5: ", "code.needed: is 2 but scheme \"none\" needs all 3"},
+      {lab("", "blocks = 2"), ":4: ", "code.blocks: is 2 but the file has 3 worker hosts"},
+      {lab("", "blocks = 0"), ":4: ", "code.blocks: is 0"},
+      {lab("", "blocks = 3\nworkers = 3"), ":5: ", "code.workers: is 3 in each of 3 blocks but the file has 3 worker hosts"},
+      {lab("", "heads = \"gateway\""), ":4: ", "code.heads: goes with code.blocks"},
+      {lab("", "blocks = 3\nheads = \"all\""), ":5: ", "code.heads: unknown: \"all\"; known: workers, gateway"},
       {lab("", "deadline_ms = 0"), ":4: ", "code.deadline_ms: is 0"},
       {"name = \"lab\"\n", "", "host: none is named"},
       {"name = \"lab\"\nhost = 1\n", ":2: ", "host: must be tables"},
@@ -162,6 +167,10 @@ TEST(Cluster, RefusesMoreWorkersThanACodeHas) {
   const auto cluster = parse_cluster(lab("", "", hosts), kFile);
   ASSERT_FALSE(cluster);
   EXPECT_NE(cluster.error().what.find("32 workers"), std::string::npos) << cluster.error().what;
+  const auto shared_out = parse_cluster(lab("", "blocks = 3", hosts), kFile);
+  ASSERT_TRUE(shared_out) << shared_out.error().what;
+  EXPECT_EQ(shared_out->code.shape, (coding::CodeShape{11, 10})) << "any all but one of each block";
+  EXPECT_FALSE(shared_out->code.gateway_heads);
 }
 
 TEST(Cluster, NestingCannotExhaustTheStack) {
@@ -223,13 +232,17 @@ Cluster any_cluster() {
                                           coding::Scheme::parity, coding::Scheme::wide, coding::Scheme::control);
   const bool uncoded = cluster.code.scheme == coding::Scheme::none;
   cluster.code.shape = {workers, uncoded ? workers : *rc::gen::inRange(1, workers + 1)};
+  const int blocks = *rc::gen::inRange(0, 5);  // so many, with the workers of one each; 0: none
+  cluster.code.blocks = blocks;
+  cluster.code.gateway_heads = blocks > 0 && *rc::gen::arbitrary<bool>();
   cluster.code.deadline = std::chrono::milliseconds(*rc::gen::inRange(1, 600'000));
-  for (int i = 0; i <= workers; ++i) {
+  const int in_all = workers * std::max(1, blocks);
+  for (int i = 0; i <= in_all; ++i) {
     cluster.hosts.push_back({"h" + std::to_string(i), "10.0.0." + std::to_string(i),
                              static_cast<std::uint16_t>(*rc::gen::inRange(1, 65'535)),
                              *rc::gen::element<std::string>("cpu", "cuda:0", "cuda:255", "cuda:1:fp16", "replay:a b.json"), false});
   }
-  cluster.hosts[static_cast<std::size_t>(*rc::gen::inRange(0, workers + 1))].gateway = true;
+  cluster.hosts[static_cast<std::size_t>(*rc::gen::inRange(0, in_all + 1))].gateway = true;
   return cluster;
 }
 

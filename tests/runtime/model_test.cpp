@@ -42,6 +42,23 @@ Model small_model() {
            {"companion0.onnx", {}}}};
 }
 
+// Two blocks of three classes: two workers and a companion each.
+Manifest blocked_manifest() {
+  auto manifest = small_model().manifest;
+  manifest.class_names = {"a", "b", "c", "d", "e", "f"};
+  manifest.groups = {{0}, {1, 2}, {5}, {3, 4}};
+  manifest.generator = {};
+  manifest.decoder = {};
+  manifest.workers.clear();
+  const auto generator = coding::with_none(coding::grouped_generator({{0}, {1, 2}}, 3, 1).value());
+  coding::LogisticDecoder decoder;
+  decoder.weights[7].assign(4 * (6 + 1), 0.5F);
+  manifest.blocks = {{{0, 1, 2}, generator, decoder}, {{5, 3, 4}, generator, coding::RidgeDecoder{}}};
+  for (const auto& classes : std::vector<std::vector<int>>{{0}, {1, 2}, {0, 1, 2}, {5}, {3, 4}, {3, 4, 5}})
+    manifest.workers.push_back({"net" + std::to_string(manifest.workers.size()) + ".onnx", classes, 1, 1, 1});
+  return manifest;
+}
+
 void expect_same(const Model& a, const Model& b) {
   EXPECT_EQ(to_json(a.manifest), to_json(b.manifest));
   EXPECT_EQ(a.manifest.workers, b.manifest.workers);
@@ -91,6 +108,35 @@ TEST(Manifest, ReadsBackWhatItWrites) {
   EXPECT_EQ(back->groups, manifest.groups);
   EXPECT_EQ(back->shape, manifest.shape);
   EXPECT_EQ(back->accuracy, manifest.accuracy);
+}
+
+TEST(Manifest, ReadsBackItsBlocks) {
+  const auto manifest = blocked_manifest();
+  const auto back = parse_manifest(json::parse(to_json(manifest).dump()), "m");
+  ASSERT_TRUE(back) << back.error().what;
+  EXPECT_EQ(back->blocks, manifest.blocks);
+  EXPECT_EQ(back->workers, manifest.workers);
+  EXPECT_EQ(to_json(*back), to_json(manifest));
+  EXPECT_EQ(place_of(*back, 5).outputs, (std::vector<int>{1, 2, 0})) << "classes 3, 4, 5 as the second block counts them";
+  EXPECT_EQ(place_of(*back, 5).classes, 4);
+  EXPECT_EQ(place_of(*back, 3).rows, manifest.blocks[1].generator.workers[0]);
+}
+
+TEST(Manifest, BlocksShareOutTheClassesAndTheWorkers) {
+  const auto refused = [](const char* pointer, const json& value, const char* says) {
+    auto object = to_json(blocked_manifest());
+    object[json::json_pointer(pointer)] = value;
+    const auto back = parse_manifest(object, "m");
+    ASSERT_FALSE(back) << pointer;
+    EXPECT_NE(back.error().what.find(says), std::string::npos) << back.error().what;
+  };
+  refused("/code/blocks", 3, "workers: lists 6 but code.workers and code.blocks make 9");
+  refused("/code/blocks", 0, "code.blocks");
+  refused("/decoder/type", "logistic", "decoder.type");
+  refused("/decoder/blocks/1/type", "sum", "decoder.blocks[1]: a sum has no score");
+  refused("/decoder/blocks/1/classes", {0, 3, 4}, "class 0 is in another block too");
+  refused("/decoder/blocks/1/classes", {3, 4}, "its own and none of these");
+  refused("/workers/0/classes", {5}, "workers[0].classes: class 5 is of another block");
 }
 
 TEST(Manifest, AccuracyAndSourceHashMayBeUnknown) {

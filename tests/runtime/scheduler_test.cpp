@@ -69,5 +69,34 @@ TEST(Scheduler, FollowsTheTopologyFile) {
   std::filesystem::remove(file);
 }
 
+TEST(Scheduler, PlacesHeadsWhereItemsTravelLeast) {
+  auto cluster = cluster_of(6);
+  cluster.code.blocks = 2;
+  cluster.code.shape = {3, 2};
+  auto heads = place_heads(cluster);
+  ASSERT_TRUE(heads) << heads.error().what;
+  using Order = std::vector<int>;
+  EXPECT_EQ(*heads, (std::vector<Order>{{0, 1, 2, -1}, {3, 4, 5, -1}})) << "behind one switch all are alike";
+
+  const auto file = std::filesystem::temp_directory_path() / ("coppice-heads-" + std::to_string(::getpid()) + ".json");
+  cluster.topology = file;
+  // w1 is between the gateway and its block; of the other block, w5 has the wide link.
+  std::ofstream(file) << R"({"name":"t","unit":"Mbit/s","nodes":[{"id":"gateway"},{"id":"w0"},{"id":"w1"},{"id":"w2"},
+    {"id":"w3"},{"id":"w4"},{"id":"w5"},{"id":"s","switch":true}],
+    "links":[{"from":"gateway","to":"w1","capacity":"10"},{"from":"w1","to":"w0","capacity":"10"},
+             {"from":"w1","to":"w2","capacity":"10"},{"from":"gateway","to":"s","capacity":"100"},
+             {"from":"s","to":"w3","capacity":"10"},{"from":"s","to":"w4","capacity":"20"},
+             {"from":"s","to":"w5","capacity":"100"}]})";
+  heads = place_heads(cluster);
+  ASSERT_TRUE(heads) << heads.error().what;
+  EXPECT_EQ(*heads, (std::vector<Order>{{1, 0, 2, -1}, {5, 4, 3, -1}}));
+  std::filesystem::remove(file);
+
+  cluster.code.gateway_heads = true;
+  heads = place_heads(cluster);
+  ASSERT_TRUE(heads);
+  EXPECT_EQ(*heads, (std::vector<Order>{{-1}, {-1}}));
+}
+
 }  // namespace
 }  // namespace coppice::runtime

@@ -59,6 +59,42 @@ RC_GTEST_PROP(Wire, CodedResponsesKeepEveryBit, ()) {
   RC_ASSERT(bits(got.values) == bits(sent.values));
 }
 
+RC_GTEST_PROP(Wire, BlockItemsAndScoresComeThroughWhole, ()) {
+  BlockItem item;
+  item.request = RequestId{*rc::gen::arbitrary<std::uint64_t>()};
+  item.epoch = Epoch{*rc::gen::arbitrary<std::uint64_t>()};
+  item.block = *rc::gen::arbitrary<std::uint32_t>();
+  item.asked = *rc::gen::arbitrary<std::uint64_t>();
+  item.patience_us = *rc::gen::arbitrary<std::uint32_t>();
+  item.record = *rc::gen::arbitrary<bool>();
+  item.item = std::make_shared<const Floats>(any_floats());
+  const auto asked = through_the_wire(item);
+  RC_ASSERT(asked.request == item.request && asked.epoch == item.epoch && asked.block == item.block);
+  RC_ASSERT(asked.asked == item.asked && asked.patience_us == item.patience_us && asked.record == item.record);
+  RC_ASSERT(bits(*asked.item) == bits(*item.item));
+
+  BlockScore score;
+  score.request = item.request;
+  score.epoch = item.epoch;
+  score.block = item.block;
+  score.status = static_cast<ReplyStatus>(*rc::gen::inRange(0, 7));
+  score.label = *rc::gen::arbitrary<std::int32_t>();
+  for (auto* value : {&score.score, &score.runner_up, &score.log_sum_exp})
+    *value = std::bit_cast<float>(*rc::gen::arbitrary<std::uint32_t>());
+  score.head_us = item.patience_us;
+  for (int i = *rc::gen::inRange(0, 5); i > 0; --i)
+    score.arrivals.push_back({*rc::gen::arbitrary<std::uint32_t>(), *rc::gen::arbitrary<std::uint32_t>(), any_floats(12)});
+  const auto got = through_the_wire(score);
+  RC_ASSERT(got.request == score.request && got.epoch == score.epoch && got.block == score.block);
+  RC_ASSERT(got.status == score.status && got.label == score.label && got.head_us == score.head_us);
+  RC_ASSERT(bits({got.score, got.runner_up, got.log_sum_exp}) == bits({score.score, score.runner_up, score.log_sum_exp}));
+  RC_ASSERT(got.arrivals.size() == score.arrivals.size());
+  for (std::size_t i = 0; i < got.arrivals.size(); ++i) {
+    RC_ASSERT(got.arrivals[i].worker == score.arrivals[i].worker && got.arrivals[i].at_us == score.arrivals[i].at_us);
+    RC_ASSERT(bits(got.arrivals[i].values) == bits(score.arrivals[i].values));
+  }
+}
+
 RC_GTEST_PROP(Wire, RepliesKeepTheirArrivalsInOrder, ()) {
   InferReply sent;
   sent.tag = *rc::gen::arbitrary<std::uint64_t>();
@@ -109,6 +145,28 @@ RC_GTEST_PROP(Wire, TransfersComeThroughWhole, ()) {
   }
 }
 
+TEST(Wire, AProgramIsReadBackWholeAndABadOneIsNot) {
+  collectives::Program program;
+  program.element = collectives::Element::bytes;
+  program.ranks = 2;
+  program.bytes = 100;
+  program.trees.push_back({.root = 0,
+                           .up = {},
+                           .down = {{0, 1, "10.0.0.1", "10.0.0.2", true}},
+                           .share = {{0, 60}, {80, 20}},
+                           .chunk_bytes = 10,
+                           .bytes_per_s = 5'000,
+                           .wait_us = 200'000});
+  const GroupNote note{1, 7, 2, -1, true, ProgramOffer{{3, 4}, true, program}};
+  const auto frame = encode(note);
+  const auto back = decode(frame.head, frame.bulk);
+  ASSERT_TRUE(back);
+  EXPECT_EQ(std::get<ProgramOffer>(std::get<GroupNote>(*back).note).program, program);
+  program.trees[0].wait_us = -1;
+  const auto bad = encode(GroupNote{1, 7, 2, -1, true, ProgramOffer{{3, 4}, true, program}});
+  EXPECT_FALSE(decode(bad.head, bad.bulk));
+}
+
 std::vector<Frame> samples() {
   InferReply reply;
   reply.scores = {1.0F, std::numeric_limits<float>::quiet_NaN()};
@@ -117,6 +175,8 @@ std::vector<Frame> samples() {
   TransferOpen open;
   open.bytes = 100;
   open.tree = {{"gateway", -1}, {"w0", 0}};
+  BlockScore score;
+  score.arrivals = {{3, 250, {0.5F}}};
   const auto bytes = std::make_shared<const std::vector<std::byte>>(16, std::byte{7});
   const auto floats = std::make_shared<const Floats>(Floats{1.0F, -0.0F});
   collectives::Program program;
@@ -148,20 +208,54 @@ std::vector<Frame> samples() {
           note(ViewProposed{5, {0, 2}}),
           note(ViewReady{5, 3, {{1, -1, true}, {2, 64, false}}}),
           note(ViewBegun{5, {0, 2}, {1, 2}}),
-          note(RankLost{3})};
+          note(RankLost{3}),
+          encode(BlockItem{RequestId{1}, Epoch{2}, 3, 5, 900, true, floats}), encode(score), encode(WorkerGone{3})};
 }
 
 TEST(Wire, EveryTypeIsReadBack) {
   const auto frames = samples();
+  const std::size_t notes = std::variant_size_v<NoteBody>;
+  ASSERT_EQ(frames.size(), 12 + notes + 3) << "probes have a test of their own";
   for (std::size_t i = 0; i < frames.size(); ++i) {
     const auto back = decode(frames[i].head, frames[i].shared ? frames[i].shared : SharedBytes{nullptr, const_cast<std::byte*>(frames[i].bulk.data()), frames[i].bulk.size()});
     ASSERT_TRUE(back) << i;
-    EXPECT_EQ(back->index(), std::min<std::size_t>(i, 12));  // notes are of one type
     if (const auto* note = std::get_if<GroupNote>(&*back)) {
       EXPECT_EQ(note->note.index(), i - 12);
+    } else {
+      EXPECT_EQ(back->index(), i < 12 ? i : i - notes + 2);  // all notes are of one type, and then come probes
     }
     EXPECT_EQ(encode(*back).head, frames[i].head) << i;
   }
+}
+
+std::vector<ProbeNote> probe_notes() {
+  return {{1, ProbeHello{}},
+          {2, ProbeHere{}},
+          {3, MeasureOrder{collectives::Measure::Kind::share, "h1", "10.0.0.1", "10.0.0.2"}},
+          {4, MeasureDone{1'000'000, 81'000, 93'000, true, "why"}},
+          {5, ProbePing{7}},
+          {6, ProbePong{7}},
+          {7, ProbeBytes{SharedBytes::copy_of(std::vector<std::byte>(100, std::byte{3}))}},
+          {8, ProbeArrived{1ULL << 40, 2'000'000}},
+          {9, SurveyOver{"{}", "why not"}}};
+}
+
+TEST(Wire, EveryWordOfAProbeIsReadBack) {
+  const auto notes = probe_notes();
+  for (std::size_t kind = 0; kind < notes.size(); ++kind) {
+    const auto frame = encode(notes[kind]);
+    const auto back = decode(frame.head, frame.shared);
+    ASSERT_TRUE(back) << kind;
+    const auto& note = std::get<ProbeNote>(*back);
+    EXPECT_EQ(note.measure, kind + 1);
+    EXPECT_EQ(note.note.index(), kind);
+    EXPECT_EQ(encode(note).head, frame.head);
+    for (std::size_t size = 0; size < frame.head.size(); ++size) EXPECT_FALSE(decode(std::span(frame.head).first(size), frame.shared));
+    const std::vector<std::byte> bulk(4);
+    EXPECT_EQ(decode(frame.head, bulk).has_value(), std::holds_alternative<ProbeBytes>(note.note));
+  }
+  const auto frame = encode(notes[6]);
+  EXPECT_EQ(std::get<ProbeBytes>(std::get<ProbeNote>(*decode(frame.head, frame.shared)).note).bytes.size, 100U);
 }
 
 TEST(Wire, EveryTruncationIsRefused) {
@@ -186,7 +280,7 @@ TEST(Wire, MutatedFramesNeverCrash) {
 
 TEST(Wire, AnotherVersionIsRefusedByName) {
   auto frame = encode(StatusRequest{5});
-  frame.head[1] = std::byte{2};
+  frame.head[1] = std::byte{kVersion + 1};
   const auto back = decode(frame.head, frame.bulk);
   ASSERT_FALSE(back);
   EXPECT_NE(back.error().what.find("version"), std::string::npos);

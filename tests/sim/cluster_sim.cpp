@@ -9,6 +9,7 @@
 
 #include "actors/actors.hpp"
 #include "actors/faults.hpp"
+#include "actors/head_choice.hpp"
 #include "actors/type_ids.hpp"
 
 namespace sim {
@@ -78,6 +79,10 @@ struct Trace {
                    [](const CollectiveChunk&) {},  // no collectives in a simulated cluster
                    [](const CollectiveAck&) {},
                    [](const GroupNote&) {},
+                   [](const ProbeNote&) {},
+                   [&](const BlockItem& m) { id(m.request), id(m.block), id(m.asked); },
+                   [&](const BlockScore& m) { id(m.request), id(m.block), id(m.status), id(m.label); },
+                   [&](const WorkerGone& m) { id(m.worker); },
                },
                message);
   }
@@ -108,7 +113,7 @@ struct Worker {
   std::uint64_t life = 0;     // of the process
   std::uint64_t session = 0;  // of its connection
   Weather weather;
-  caf::actor subnet, encoder, relay, member;
+  caf::actor subnet, encoder, relay, member, head;
 };
 
 // What the wire knows of one admitted request.
@@ -117,7 +122,8 @@ struct Wire {
   std::uint64_t epoch = 0;
   std::set<std::uint32_t> asked;
   struct Handed { Instant at; std::uint32_t worker; std::uint64_t epoch; Floats values; };
-  std::vector<Handed> handed;  // to the decoder
+  std::vector<Handed> handed;  // to the decoder, or to a block's head
+  bool asked_blocks = false;
 };
 
 }  // namespace
@@ -161,6 +167,10 @@ struct Cluster::Inside {
   // Invariants.
   bool lost_within(std::uint32_t worker, Instant from, Instant to) const;
   void judge(const Asked& asked, std::vector<std::string>& broken) const;
+  void judge_blocks(const Asked& asked, const Asked::Answer& answer, const Wire& wire,
+                    const std::function<void(const std::string&)>& fault) const;
+  // Whether it is something that one worker may have said to this item.
+  bool is_answer(const Asked& asked, const ArrivalRecord& arrival) const;
   void judge_admitted(const Asked& asked, const Asked::Answer& answer, const Wire& wire,
                       const std::function<void(const std::string&)>& fault) const;
   std::size_t in_flight_at(Instant when) const;
@@ -168,13 +178,20 @@ struct Cluster::Inside {
   ClusterOptions options;
   Random random;
   Trace trace;
-  coding::Generator generator;
-  std::vector<std::vector<int>> classes;  // that each worker's net knows
+  coding::Generator generator;            // of one block, where there are blocks
+  std::vector<std::vector<int>> classes;  // that each worker's net knows, as its rows count them
+  std::shared_ptr<std::vector<coding::BlockCode>> codes;  // null without blocks
+  int workers_in_all() const { return std::max(1, options.blocks) * options.shape.workers; }
+  int classes_in_all() const { return options.blocks > 0 ? options.blocks * options.shape.needed : generator.classes; }
+  int block_of(int worker) const { return options.blocks > 0 ? worker / options.shape.workers : 0; }
+  int place_of(int worker) const { return options.blocks > 0 ? worker % options.shape.workers : worker; }
+  // Of all classes: what class c of the worker's rows is.
+  int class_of(int worker, int c) const { return options.blocks > 0 ? block_of(worker) * options.shape.needed + c : c; }
   std::shared_ptr<const std::vector<std::byte>> bundle;
 
   Config config;
   std::unique_ptr<caf::actor_system> system;
-  caf::actor supervisor, decoder, relay;
+  caf::actor supervisor, decoder, relay, head;  // decoder: a combiner, where there are blocks
   std::vector<Worker> workers;
   std::vector<caf::actor> spawned;
 
@@ -188,7 +205,8 @@ struct Cluster::Inside {
   std::map<std::uint64_t, TextReply> texts;
   std::uint64_t last_text = 0;
   std::vector<std::pair<Instant, std::uint32_t>> losses;  // told to the supervisor; a join is one for what was asked before
-  std::size_t responses_handed = 0;
+  std::size_t responses_handed = 0;  // to the gateway's decoder or combiner
+  Traffic traffic;
   std::set<std::string> refusals;
 };
 
@@ -209,7 +227,16 @@ class SimPort final : public FramePort {
 Cluster::Inside::Inside(const ClusterOptions& given) : options(given), random(given.seed) {
   const int n = options.shape.workers, k = options.shape.needed;
   std::vector<int> all;
-  if (options.grouped) {
+  if (options.blocks > 0) {
+    for (int group = 0; group < k; ++group) classes.push_back({group});
+    generator = coding::with_none(coding::grouped_generator(classes, k, n - k).value());
+    codes = std::make_shared<std::vector<coding::BlockCode>>();
+    for (int block = 0; block < options.blocks; ++block) {
+      coding::BlockCode code{{}, generator, coding::RidgeDecoder{kPrior}};
+      for (int c = 0; c < k; ++c) code.classes.push_back(block * k + c);
+      codes->push_back(std::move(code));
+    }
+  } else if (options.grouped) {
     for (int group = 0; group < k; ++group) classes.push_back({2 * group, 2 * group + 1});
     generator = coding::grouped_generator(classes, 2 * k, n - k).value();
   } else {
@@ -221,26 +248,40 @@ Cluster::Inside::Inside(const ClusterOptions& given) : options(given), random(gi
       generator.workers.push_back(std::move(row));
     }
   }
-  for (int c = 0; c < generator.classes; ++c) all.push_back(c);
+  for (int c = 0; c < (options.blocks > 0 ? k : generator.classes); ++c) all.push_back(c);
   classes.resize(size_of(n), all);
   std::vector<std::byte> bytes(options.bundle_bytes);
   for (auto& byte : bytes) byte = static_cast<std::byte>(random.below(256));
   bundle = std::make_shared<const std::vector<std::byte>>(std::move(bytes));
 
   system = std::make_unique<caf::actor_system>(config);
-  workers.resize(size_of(n));
+  workers.resize(size_of(workers_in_all()));
   std::vector<std::string> names;
-  for (int i = 0; i < n; ++i) names.push_back(worker_name(i));
+  for (int i = 0; i < workers_in_all(); ++i) names.push_back(worker_name(i));
 
   const auto port = std::make_shared<SimPort>([this](const Peer& to, DataMessage m) { carry(-1, 0, to, std::move(m)); });
-  DecoderOptions decode{names, options.shape, generator, coding::RidgeDecoder{kPrior}, options.deadline};
-  decoder = spawn_decoder(*system, std::move(decode), port);
+  if (options.blocks > 0) {
+    CombinerOptions combine{names, kGateway, options.shape, {}, {}, options.deadline};
+    for (int block = 0; block < options.blocks; ++block) {
+      combine.classes.push_back((*codes)[size_of(block)].classes);
+      auto& heads = combine.heads.emplace_back();
+      for (int p = 0; p < n && !options.gateway_heads; ++p) heads.push_back(block * n + (block + p) % n);
+      heads.push_back(kGatewayHead);
+    }
+    decoder = spawn_combiner(*system, std::move(combine), port);
+    head = spawn_block_head(*system, {names, kGateway, options.shape}, port);
+    caf::anon_send(head, InstallBlocks{codes});
+  } else {
+    DecoderOptions decode{names, options.shape, generator, coding::RidgeDecoder{kPrior}, options.deadline};
+    decoder = spawn_decoder(*system, std::move(decode), port);
+  }
   relay = spawn_tree_relay(*system, {kGateway, {}, digest}, port, nullptr);
   SupervisorOptions supervise;
   supervise.cluster = "simulated";
   supervise.workers = names;
   supervise.shape = options.shape;
-  supervise.item_elements = size_of(generator.classes);
+  supervise.blocks = options.blocks;
+  supervise.item_elements = size_of(classes_in_all());
   supervise.in_flight_max = options.in_flight_max;
   supervise.roster = {options.settle, options.patience};
   supervise.chunk_bytes = options.chunk_bytes;
@@ -250,6 +291,7 @@ Cluster::Inside::Inside(const ClusterOptions& given) : options(given), random(gi
   supervise.spread_faults = [this](const std::string& spec) { return spread(spec); };
   supervisor = spawn_supervisor(*system, std::move(supervise), port, decoder, relay);
   spawned = {supervisor, decoder, relay};
+  if (head) spawned.push_back(head);
   run_actors();
 }
 
@@ -258,7 +300,7 @@ Cluster::Inside::~Inside() {
   for (const auto& actor : spawned) caf::anon_send_exit(actor, caf::exit_reason::kill);
   while (scheduler().has_job()) scheduler().run_once();
   scheduler().clock().cancel_all();
-  supervisor = decoder = relay = {};
+  supervisor = decoder = relay = head = {};
   workers.clear();
   spawned.clear();
   events.clear();
@@ -309,13 +351,27 @@ void Cluster::Inside::carry(int from, std::uint64_t life, const Peer& to, DataMe
   if (to.name == kClient) return to_client(std::move(message));
   const auto index_of = [](const std::string& name) { return name == kGateway ? -1 : std::stoi(name.substr(1)); };
   const int target = index_of(to.name);
-  if (from < 0)  // before any loss: the gateway asked, whether or not the frame arrives
+  if (from < 0 && options.blocks == 0)  // before any loss: the gateway asked, whether or not the frame arrives
     if (const auto* item = std::get_if<WorkItem>(&message)) {
       auto& wire = wires[static_cast<std::uint64_t>(item->request)];
       wire.opened = now();
       wire.epoch = static_cast<std::uint64_t>(item->epoch);
       wire.asked.insert(item->worker);
     }
+  if (const auto* item = std::get_if<BlockItem>(&message)) {
+    auto& wire = wires[static_cast<std::uint64_t>(item->request)];
+    if (!wire.asked_blocks) wire.opened = now();
+    wire.epoch = static_cast<std::uint64_t>(item->epoch);
+    wire.asked_blocks = true;
+  }
+  if (from == target) return hand_over(to.name, target, std::move(message));  // within a process: no frame
+  const bool serving = std::visit(
+      [](const auto& m) {
+        using M = std::decay_t<decltype(m)>;
+        return std::is_same_v<M, WorkItem> || std::is_same_v<M, BlockItem> || std::is_same_v<M, WorkerGone>;
+      },
+      message);
+  if (from < 0 && serving) ++traffic.out;
   const auto alive = [this](int node) { return node < 0 || workers[size_of(node)].connected; };
   if (!alive(from) || !alive(target) || (from >= 0 && workers[size_of(from)].life != life)) return;
 
@@ -349,11 +405,19 @@ void Cluster::Inside::hand_over(const std::string& from, int to, DataMessage mes
   const auto target = std::visit(
       Overloaded{
           [&](const CodedResponse& m) {
-            if (!at_gateway) return caf::actor{};
-            ++responses_handed;
+            traffic.in += at_gateway && from != kGateway ? 1 : 0;
+            if (!at_gateway && options.blocks == 0) return caf::actor{};
+            responses_handed += options.blocks > 0 ? 0 : 1;
             wires[static_cast<std::uint64_t>(m.request)].handed.push_back(
                 {now(), m.worker, static_cast<std::uint64_t>(m.epoch), m.values});
-            return decoder;
+            return options.blocks == 0 ? decoder : at_gateway ? head : workers[size_of(to)].head;
+          },
+          [&](const BlockItem&) { return at_gateway ? head : workers[size_of(to)].head; },
+          [&](const WorkerGone&) { return at_gateway ? head : workers[size_of(to)].head; },
+          [&](const BlockScore&) {
+            traffic.in += from != kGateway ? 1 : 0;
+            ++responses_handed;
+            return at_gateway ? decoder : caf::actor{};
           },
           [&](const WorkItem&) { return at_gateway ? caf::actor{} : workers[size_of(to)].subnet; },
           [&](const TransferOpen&) { return at_gateway ? relay : workers[size_of(to)].relay; },
@@ -399,7 +463,7 @@ void Cluster::Inside::launch(int index) {
   const auto port = std::make_shared<SimPort>(
       [this, index, life](const Peer& to, DataMessage m) { carry(index, life, to, std::move(m)); });
   WorkerOptions work{worker_name(index), static_cast<std::uint32_t>(index),
-                     static_cast<std::uint32_t>(options.shape.workers),
+                     static_cast<std::uint32_t>(workers_in_all()),
                      [this, index](std::span<const std::byte> bytes) { return load(index, bytes); }, false};
   worker.encoder = spawn_encoder(*system, work, port);
   worker.member = system->spawn([this, index, life](caf::event_based_actor*) -> caf::behavior {
@@ -409,7 +473,13 @@ void Cluster::Inside::launch(int index) {
             },
             [this](const Refused& refused) { refusals.insert(refused.name + ": " + refused.reason); }};
   });
-  worker.subnet = spawn_subnet(*system, std::move(work), worker.encoder, worker.member);
+  if (options.blocks > 0) {
+    std::vector<std::string> names;
+    for (int i = 0; i < workers_in_all(); ++i) names.push_back(worker_name(i));
+    worker.head = spawn_block_head(*system, {std::move(names), kGateway, options.shape}, port);
+    spawned.push_back(worker.head);
+  }
+  worker.subnet = spawn_subnet(*system, std::move(work), worker.encoder, worker.member, worker.head ? &worker.head : nullptr);
   worker.relay = spawn_tree_relay(*system, {worker_name(index), {}, digest}, port, &worker.subnet);
   for (const auto& actor : {worker.encoder, worker.member, worker.subnet, worker.relay}) spawned.push_back(actor);
   join(index);
@@ -443,8 +513,8 @@ void Cluster::Inside::lose(const LoseWorker& fault) {
   auto& worker = workers[size_of(fault.worker)];
   if (!worker.connected) return;
   worker.running = worker.connected = false;
-  for (const auto& actor : {worker.encoder, worker.member, worker.subnet, worker.relay})
-    caf::anon_send_exit(actor, caf::exit_reason::kill);
+  for (const auto& actor : {worker.encoder, worker.member, worker.subnet, worker.relay, worker.head})
+    if (actor) caf::anon_send_exit(actor, caf::exit_reason::kill);
   notice_loss(fault.worker, fault.noticed);
   after(fault.back, [this, fault] { come_back(fault.worker); });
 }
@@ -500,9 +570,11 @@ tl::expected<void, std::string> Cluster::Inside::spread(const std::string& spec)
 
 tl::expected<LoadedNet, std::string> Cluster::Inside::load(int index, std::span<const std::byte> bytes) const {
   if (!std::ranges::equal(bytes, *bundle)) return tl::unexpected(std::string("these are not the bundle's bytes"));
-  const auto& known = classes[size_of(index)];
-  return LoadedNet{std::make_unique<EchoNet>(known, size_of(generator.classes)), generator.workers[size_of(index)], known,
-                   generator.classes};
+  const auto& known = classes[size_of(place_of(index))];
+  std::vector<int> read;
+  for (int c : known) read.push_back(class_of(index, c));
+  return LoadedNet{std::make_unique<EchoNet>(std::move(read), size_of(classes_in_all())),
+                   generator.workers[size_of(place_of(index))], known, generator.classes, codes};
 }
 
 // ---- invariants ----------------------------------------------------------------------------------------------------
@@ -536,7 +608,8 @@ void Cluster::Inside::judge(const Asked& request, std::vector<std::string>& brok
   if (admitted) {
     const auto wire = wires.find(answer.reply.request);
     if (wire == wires.end()) return fault("it is answered, but no worker was asked");
-    return judge_admitted(request, answer, wire->second, fault);
+    return options.blocks > 0 ? judge_blocks(request, answer, wire->second, fault)
+                              : judge_admitted(request, answer, wire->second, fault);
   }
   if (answer.left != request.sent + kClientLink) fault("a refusal takes no time");
   if (answer.reply.error.empty()) fault("a refusal says why");
@@ -544,7 +617,7 @@ void Cluster::Inside::judge(const Asked& request, std::vector<std::string>& brok
   if (status == ReplyStatus::overloaded && in_flight_at(answer.left) < options.in_flight_max) fault("there was room for it");
   if (status == ReplyStatus::not_ready)
     for (const auto& [id, wire] : wires)
-      if (!wire.asked.empty() && wire.opened < answer.left) return fault("not ready, but the cluster served before");
+      if ((!wire.asked.empty() || wire.asked_blocks) && wire.opened < answer.left) return fault("not ready, but the cluster served before");
 }
 
 void Cluster::Inside::judge_admitted(const Asked& request, const Asked::Answer& answer, const Wire& wire,
@@ -574,9 +647,7 @@ void Cluster::Inside::judge_admitted(const Asked& request, const Asked::Answer& 
                  micros(h.at - wire.opened) == arrival.at_us;
         }))
       fault("an arrival is listed that never came");
-    Floats scores(size_of(generator.classes));
-    for (int c : classes[arrival.worker]) scores[size_of(c)] = request.item[size_of(c)];
-    if (arrival.values != coding::encode(generator.workers[arrival.worker], scores)) fault("a response has wrong numbers");
+    if (!is_answer(request, arrival)) fault("a response has wrong numbers");
   }
   for (std::uint32_t worker : in_hand)
     if (arrivals.responses[worker].empty()) fault("w" + std::to_string(worker) + " answered in time and was left out");
@@ -606,14 +677,62 @@ void Cluster::Inside::judge_admitted(const Asked& request, const Asked::Answer& 
   if (reply.status == ReplyStatus::ok && reply.label != right) fault("its label is wrong");
 }
 
+bool Cluster::Inside::is_answer(const Asked& request, const ArrivalRecord& arrival) const {
+  const auto worker = static_cast<int>(arrival.worker);
+  const auto place = size_of(place_of(worker));
+  Floats scores(size_of(generator.classes));
+  for (int c : classes[place]) scores[size_of(c)] = request.item[size_of(class_of(worker, c))];
+  return arrival.values == coding::encode(generator.workers[place], scores);
+}
+
+// What is decoded block by block: the reply is what its own arrivals say, and no block is worse than it is marked.
+void Cluster::Inside::judge_blocks(const Asked& request, const Asked::Answer& answer, const Wire& wire,
+                                   const std::function<void(const std::string&)>& fault) const {
+  const auto& reply = answer.reply;
+  const auto took = answer.left - wire.opened;
+  if (took > options.deadline) fault("answered " + std::to_string(ms(took)) + " ms after it was admitted");
+  if (reply.gateway_us != micros(took)) fault("gateway_us is not the time it took");
+  if (reply.epoch != wire.epoch) fault("the epoch is not the one its workers were asked in");
+  std::vector<coding::Arrivals> arrivals(size_of(options.blocks));
+  for (auto& block : arrivals) block.responses.resize(size_of(options.shape.workers));
+  std::vector<int> counts(size_of(options.blocks));
+  for (const auto& arrival : reply.arrivals) {
+    if (static_cast<int>(arrival.worker) >= workers_in_all()) return fault("an arrival is of no worker");
+    const auto block = size_of(block_of(static_cast<int>(arrival.worker)));
+    auto& place = arrivals[block].responses[size_of(place_of(static_cast<int>(arrival.worker)))];
+    if (!place.empty()) fault("a worker is counted twice");
+    place = arrival.values;
+    ++counts[block];
+    if (!is_answer(request, arrival)) fault("a response has wrong numbers");
+    if (std::none_of(wire.handed.begin(), wire.handed.end(), [&](const auto& h) {
+          return h.worker == arrival.worker && h.epoch == wire.epoch && h.values == arrival.values && h.at <= answer.left;
+        }))
+      fault("an arrival is listed that never came");
+  }
+  std::vector<coding::BlockBest> said;
+  for (std::size_t block = 0; block < arrivals.size(); ++block)
+    if (counts[block] > 0) said.push_back(coding::decode((*codes)[block], arrivals[block]).value());
+  const bool enough = std::ranges::all_of(counts, [&](int count) { return count >= options.shape.needed; });
+  const auto expected = enough ? ReplyStatus::ok : said.empty() ? ReplyStatus::no_response : ReplyStatus::degraded;
+  if (reply.status != expected) fault("its status is " + std::to_string(static_cast<int>(reply.status)));
+  if (said.empty()) return;
+  const auto offline = coding::combine(said);
+  if (reply.label != offline.label || reply.margin != offline.margin || reply.probability != offline.probability)
+    fault("an offline decode of its arrivals says otherwise");
+  const auto right = std::max_element(request.item.begin(), request.item.end()) - request.item.begin();
+  if (reply.status == ReplyStatus::ok && reply.label != right) fault("its label is wrong");
+}
+
 // ---- the outside ---------------------------------------------------------------------------------------------------
 
 Cluster::Cluster(const ClusterOptions& options) : in_(std::make_unique<Inside>(options)) {}
 Cluster::~Cluster() = default;
 
 void Cluster::start() {
-  for (int i = 0; i < in_->options.shape.workers; ++i) in_->after(in_->random.between({}, 50ms), [this, i] { start(i); });
+  for (int i = 0; i < in_->workers_in_all(); ++i) in_->after(in_->random.between({}, 50ms), [this, i] { start(i); });
 }
+int Cluster::workers() const { return in_->workers_in_all(); }
+Cluster::Traffic Cluster::gateway_traffic() const { return in_->traffic; }
 void Cluster::start(int worker) { in_->launch(worker); }
 
 void Cluster::strike(const Fault& fault) {
@@ -643,7 +762,7 @@ void Cluster::schedule(const std::vector<TimedFault>& faults) {
 }
 
 void Cluster::heal() {
-  for (int i = 0; i < in_->options.shape.workers; ++i) {
+  for (int i = 0; i < in_->workers_in_all(); ++i) {
     in_->workers[size_of(i)].weather = {};
     in_->come_back(i);
   }
@@ -657,7 +776,7 @@ void Cluster::ask(bool well_formed) {
   asked.tag = in_->asked.size() + 1;
   asked.well_formed = well_formed;
   asked.sent = now();
-  asked.item.resize(size_of(in_->generator.classes));
+  asked.item.resize(size_of(in_->classes_in_all()));
   for (float& entry : asked.item) entry = static_cast<float>(in_->random.uniform() * 2 - 1);
   asked.item[in_->random.below(asked.item.size())] = 3;
   auto item = std::make_shared<Floats>(asked.item);
@@ -711,7 +830,7 @@ std::vector<std::string> Cluster::broken_promises() {
       broken.push_back(what + ": the status says " + std::to_string(told) + ", the wire " + std::to_string(counted));
   };
   std::uint64_t admitted = 0;
-  for (const auto& [id, wire] : in_->wires) admitted += !wire.asked.empty();
+  for (const auto& [id, wire] : in_->wires) admitted += !wire.asked.empty() || wire.asked_blocks;
   const auto by_status = statuses();
   const auto counted = [&](std::initializer_list<ReplyStatus> kinds) {
     std::uint64_t sum = 0;
@@ -728,7 +847,8 @@ std::vector<std::string> Cluster::broken_promises() {
   equal("no response", requests["no_response"], counted({no_response}));
   equal("refused", json["refused"], counted({no_workers, not_ready, overloaded, bad_request}));
   std::uint64_t accounted = 0;  // every response is timed or counted among the dropped
-  for (const auto& worker : json["workers"]) accounted += worker["responses"].get<std::uint64_t>();
+  for (const auto& who : json[in_->options.blocks > 0 ? "blocks" : "workers"])
+    accounted += who["responses"].get<std::uint64_t>();
   for (const auto* dropped : {"duplicate", "stale_epoch", "unknown_request", "bad_shape", "impostors"})
     accounted += responses[dropped].get<std::uint64_t>();
   equal("responses", accounted, in_->responses_handed);

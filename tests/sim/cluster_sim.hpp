@@ -27,7 +27,9 @@ enum class Planted { none, answers_twice, never_answers, hides_degraded, answers
 
 struct ClusterOptions {
   std::uint64_t seed = 1;
-  coding::CodeShape shape{6, 4};
+  coding::CodeShape shape{6, 4};  // of one block, where there are blocks
+  int blocks = 0;         // 0: one code over all workers; else each block has a class for each of its k workers
+  bool gateway_heads = false;  // the gateway heads all blocks: the flat gather of the same workers
   bool grouped = false;  // k workers with a group of classes each and n - k with all; else each has one harmonic row
   Duration deadline = std::chrono::milliseconds{50};
   Duration settle = std::chrono::milliseconds{100}, patience = std::chrono::seconds{1};
@@ -57,6 +59,7 @@ class Cluster {
 
   void start();                                 // every worker, at about the same time
   void start(int worker);
+  int workers() const;
   void strike(const Fault& fault);              // now
   void schedule(const std::vector<TimedFault>& faults);
   void heal();                                  // ends all faults; every worker comes back
@@ -69,6 +72,9 @@ class Cluster {
   std::string status();                         // the JSON that a client is given
   // Everything that was promised and not kept, in words. REQUIRES: nothing is in flight any more.
   std::vector<std::string> broken_promises();
+  // Serving frames that left the gateway and that reached it so far.
+  struct Traffic { std::uint64_t out = 0, in = 0; };
+  Traffic gateway_traffic() const;
   std::uint64_t trace() const;                  // a hash of every event so far with its time
   Random& random();
 

@@ -1,28 +1,16 @@
-// Whole runs of a cluster under faults. COPPICE_SIM_SEED=N runs that seed alone, COPPICE_SIM_SEEDS=COUNT so many.
+// Whole runs of a cluster under faults; seeds: seeds.hpp.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "tests/sim/cluster_sim.hpp"
+#include "tests/sim/seeds.hpp"
 
 using namespace sim;
 using namespace std::chrono_literals;
 
 namespace {
-
-std::uint64_t setting(const char* name, std::uint64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text && *text ? std::strtoull(text, nullptr, 10) : otherwise;
-}
-
-std::vector<std::uint64_t> seeds(std::uint64_t otherwise) {
-  if (const auto one = setting("COPPICE_SIM_SEED", 0)) return {one};
-  std::vector<std::uint64_t> all;
-  for (std::uint64_t seed = 1; seed <= setting("COPPICE_SIM_SEEDS", otherwise); ++seed) all.push_back(seed);
-  return all;
-}
 
 struct Run {
   std::uint64_t trace = 0;
@@ -101,7 +89,7 @@ TEST(Serving, AnswersEveryRequestOnceAndRightlyThroughFaultsAndIsWholeAfterThem)
     for (const auto& [status, count] : result.statuses) statuses[status] += count;
     if (::testing::Test::HasFailure()) return;
   }
-  if (setting("COPPICE_SIM_SEED", 0) || setting("COPPICE_SIM_SEEDS", 50) < 50) return;
+  if (only_some_seeds(50)) return;
   // The storms are neither calm nor deadly, so all kinds of answers are met.
   for (const auto status : {ReplyStatus::ok, ReplyStatus::degraded, ReplyStatus::no_response, ReplyStatus::not_ready,
                             ReplyStatus::no_workers, ReplyStatus::overloaded, ReplyStatus::bad_request}) {
