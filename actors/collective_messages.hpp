@@ -13,7 +13,7 @@ namespace coppice::actors {
 class RelayProgress {
  public:
   struct Look {
-    std::int64_t steps = 0;
+    std::int64_t steps = 0;  // as the relay counts them: repetitions are none
     std::optional<Instant> flowing;  // since when frames have come
     std::int64_t known = 0;  // chunks of which the result is in place
     int waits_for = -1;      // rank
@@ -21,10 +21,11 @@ class RelayProgress {
   };
   void update(const CollectiveRelayState& relay, Instant now) {
     const std::lock_guard lock(mutex_);
-    if (++now_.steps == 2) now_.flowing = now;  // the first is the beginning
+    if (++updates_ == 2) now_.flowing = now;  // the first is the beginning
+    now_.steps = relay.steps();
     now_.known = relay.known();
     now_.waits_for = relay.waits_for().value_or(-1);
-    now_.traffic = relay.traffic();
+    relay.look_at_traffic(now_.traffic);
   }
   Look look() const {
     const std::lock_guard lock(mutex_);
@@ -34,11 +35,19 @@ class RelayProgress {
  private:
   mutable std::mutex mutex_;
   Look now_;
+  int updates_ = 0;
 };
+
+// The other end of a link, for frames that are to travel on that very link.
+inline Peer far_end(const collectives::RankEdge& link, const std::vector<std::string>& names) {
+  return {names[static_cast<std::size_t>(link.to)], "", link.from_address, link.to_address};
+}
 
 struct CollectiveRelayOptions {
   RunId run;
+  std::uint32_t kind = 0;  // fingerprint of the call's
   std::uint32_t tree = 0;
+  std::uint64_t session = 0;
   std::vector<std::string> names;
   std::shared_ptr<RelayProgress> progress;
   std::shared_ptr<HopLog> hops;
@@ -53,6 +62,13 @@ struct RemindRelay {};  // communicator -> relay: say again what you have
 struct RelayDone {  // relay -> communicator
   RunId run;
   std::uint32_t tree = 0;
+};
+struct CallDiffers {  // relay or router -> communicator: a rank carries out another call under the same number
+  RunId run;
+  std::string from;
+};
+struct PeerReplaced {  // router -> communicator: another process has this rank's name
+  std::string name;
 };
 struct LeaseEnded {  // nothing reads the caller's buffer any more
   std::uint64_t call = 0;

@@ -19,20 +19,22 @@ int rank_of(const State& state, const std::string& name) {
   return found == names.end() ? -1 : static_cast<int>(found - names.begin());
 }
 
-void carry_out(caf::event_based_actor* self, State& state, CollectiveRelayState::Step step) {
+void send(State& state, CollectiveRelayState::Outgoing& out) {
   const auto& o = state.options;
+  const auto index = static_cast<std::uint64_t>(out.index);
+  if (out.bytes)
+    state.port->send(far_end(out.edge, o.names), CollectiveChunk{o.run, o.kind, o.session, o.tree, out.way, index, std::move(out.bytes)});
+  else
+    state.port->send(far_end(out.edge, o.names),
+                     CollectiveAck{o.run, o.kind, o.session, o.tree, out.way, index, static_cast<std::uint64_t>(out.arrived)});
+}
+
+void carry_out(caf::event_based_actor* self, State& state, CollectiveRelayState::Step step) {
   // Before anything is sent: what is let go of with a link must have been counted as on its way.
-  o.progress->update(state.relay, self->clock().now());
-  for (auto& out : step) {
-    const Peer to{o.names[static_cast<std::size_t>(out.edge.to)], "", out.edge.from_address, out.edge.to_address};
-    const auto index = static_cast<std::uint64_t>(out.index);
-    if (out.bytes)
-      state.port->send(to, CollectiveChunk{o.run, o.tree, out.way, index, std::move(out.bytes)});
-    else
-      state.port->send(to, CollectiveAck{o.run, o.tree, out.way, index, static_cast<std::uint64_t>(out.arrived)});
-  }
+  state.options.progress->update(state.relay, self->clock().now());
+  for (auto& out : step) send(state, out);
   if (!state.relay.done()) return;
-  self->send(state.communicator, RelayDone{o.run, o.tree});
+  self->send(state.communicator, RelayDone{state.options.run, state.options.tree});
   self->quit();
 }
 
@@ -42,25 +44,31 @@ void note_hop(const State& state, const Delivery& delivery, const CollectiveChun
                            delivery.from.to_address, std::chrono::duration_cast<std::chrono::microseconds>(now)});
 }
 
+template <class Frame>
+bool is_of_this_call(caf::event_based_actor* self, const State& state, const std::string& from, const Frame& frame) {
+  if (frame.kind == state.options.kind) return true;
+  self->send(state.communicator, CallDiffers{frame.run, from});
+  return false;
+}
+
+void on_delivery(caf::event_based_actor* self, State& state, Delivery& delivery) {
+  const auto& name = delivery.from.name;
+  const int from = rank_of(state, name);
+  if (auto* chunk = std::get_if<CollectiveChunk>(&delivery.message); chunk && is_of_this_call(self, state, name, *chunk)) {
+    if (state.options.hops) note_hop(state, delivery, *chunk);
+    carry_out(self, state, state.relay.on_chunk(from, chunk->way, static_cast<std::int64_t>(chunk->index), std::move(chunk->bytes)));
+  } else if (const auto* ack = std::get_if<CollectiveAck>(&delivery.message); ack && is_of_this_call(self, state, name, *ack)) {
+    carry_out(self, state, state.relay.on_ack(from, ack->way, static_cast<std::int64_t>(ack->consumed), static_cast<std::int64_t>(ack->arrived)));
+  }
+}
+
 caf::behavior behave(caf::event_based_actor* self, const std::shared_ptr<State>& state) {
   return {
       [=](const RemindRelay&) {
-        for (auto& out : state->relay.reminders())
-          state->port->send(Peer{state->options.names[static_cast<std::size_t>(out.edge.to)], "", out.edge.from_address, out.edge.to_address},
-                            CollectiveAck{state->options.run, state->options.tree, out.way, static_cast<std::uint64_t>(out.index),
-                                          static_cast<std::uint64_t>(out.arrived)});
+        for (auto& out : state->relay.reminders()) send(*state, out);
       },
       [=](const BeginRelay&) { carry_out(self, *state, state->relay.begin()); },
-      [=](Delivery& delivery) {
-        const int from = rank_of(*state, delivery.from.name);
-        auto* chunk = std::get_if<CollectiveChunk>(&delivery.message);
-        if (chunk && state->options.hops) note_hop(*state, delivery, *chunk);
-        if (chunk)
-          carry_out(self, *state,
-                    state->relay.on_chunk(from, chunk->way, static_cast<std::int64_t>(chunk->index), std::move(chunk->bytes)));
-        else if (const auto* ack = std::get_if<CollectiveAck>(&delivery.message))
-          carry_out(self, *state, state->relay.on_ack(from, ack->way, static_cast<std::int64_t>(ack->consumed), static_cast<std::int64_t>(ack->arrived)));
-      },
+      [=](Delivery& delivery) { on_delivery(self, *state, delivery); },
   };
 }
 

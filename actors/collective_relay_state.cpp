@@ -15,7 +15,7 @@ CollectiveRelayState::CollectiveRelayState(const collectives::Program& program, 
     : tree_(program.trees[tree]),
       element_(program.element),
       reduction_(program.reduction),
-      ranks_(program.ranks),
+      ranks_(static_cast<int>(collectives::members_of(program).size())),
       rank_(rank),
       buffer_(std::move(buffer)),
       window_(window),
@@ -174,6 +174,7 @@ CollectiveRelayState::Step CollectiveRelayState::on_ack(int from, Way way, std::
   Step step;
   const auto take = [&](Neighbour& to) {
     if (to.edge.to != from || arrived > to.sent || consumed > arrived) return;
+    ++to.acknowledgements;
     to.arrived = std::max(to.arrived, arrived);
     if (consumed <= to.acknowledged) return;
     to.acknowledged = consumed;
@@ -187,20 +188,47 @@ CollectiveRelayState::Step CollectiveRelayState::on_ack(int from, Way way, std::
 
 CollectiveRelayState::Step CollectiveRelayState::reminders() const {
   Step step;
-  for (const Source& child : up_from_)
-    if (child.received > 0) step.push_back({child.back, Way::up, combined_, {}, child.received});
-  if (down_from_ && known_ > 0) step.push_back({down_from_->back, Way::down, keeps() ? known_ : held_from_, {}, known_});
+  for (const Source& child : up_from_) step.push_back({child.back, Way::up, combined_, {}, child.received});
+  if (down_from_) step.push_back({down_from_->back, Way::down, keeps() ? known_ : held_from_, {}, known_});
   return step;
 }
 
-std::vector<CollectiveRelayState::Traffic> CollectiveRelayState::traffic() const {
-  std::vector<Traffic> out;
-  const auto add = [&](const Neighbour& to) {
-    out.push_back({to.edge, to.sent * tree_.chunk_bytes, to.arrived * tree_.chunk_bytes});
+void CollectiveRelayState::look_at_traffic(std::vector<Traffic>& into) const {
+  into.resize(up_from_.size() + down_to_.size() + (up_to_ ? 1 : 0) + (down_from_ ? 1 : 0));
+  auto next = into.begin();
+  const auto entry = [&](const collectives::RankEdge& edge) -> Traffic& {
+    if (next->edge.to != edge.to) next->edge = edge;
+    return *next++;
   };
-  if (up_to_) add(*up_to_);
-  for (const Neighbour& child : down_to_) add(child);
-  return out;
+  const auto sends = [&](const Neighbour& to, Way way) {
+    auto& at = entry(to.edge);
+    at.sends = true;
+    at.way = way;
+    at.sent = to.sent;
+    at.acknowledged = to.acknowledged;
+    at.awaited = to.acknowledged < to.sent;
+    at.sent_bytes = to.sent * tree_.chunk_bytes;
+    at.arrived_bytes = to.arrived * tree_.chunk_bytes;
+    at.acknowledgements = to.acknowledgements;
+  };
+  const auto receives = [&](const Source& from, std::int64_t received, bool awaited) {
+    auto& at = entry(from.back);
+    at.awaited = awaited;
+    at.received_bytes = received * tree_.chunk_bytes;
+  };
+  if (up_to_) sends(*up_to_, Way::up);
+  for (const Neighbour& child : down_to_) sends(child, Way::down);
+  for (const Source& child : up_from_) receives(child, child.received, child.received < chunks_ && child.waiting.empty());
+  if (down_from_) receives(*down_from_, known_, known_ < chunks_);
+}
+
+std::int64_t CollectiveRelayState::steps() const {
+  std::int64_t steps = known_ + combined_;
+  const auto sent = [&](const Neighbour& to) { steps += to.sent + to.arrived + to.acknowledged; };
+  for (const Source& child : up_from_) steps += child.received;
+  if (up_to_) sent(*up_to_);
+  for (const Neighbour& child : down_to_) sent(child);
+  return steps;
 }
 
 bool CollectiveRelayState::done() const {

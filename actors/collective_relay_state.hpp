@@ -30,6 +30,7 @@ struct CollectiveBuffer {
   std::int64_t input_begin = 0;
   std::byte* output = nullptr;  // where the result goes; may be the input
   std::int64_t output_begin = 0;
+  std::shared_ptr<std::byte[]> kept = {};  // the input, where the result would overwrite the caller's
 
   std::span<std::byte> in(const collectives::Stretch& at) const {
     return {input + (at.offset - input_begin), static_cast<std::size_t>(at.bytes)};
@@ -64,12 +65,22 @@ class CollectiveRelayState {
   // Once more what was acknowledged last, in case that was lost: repeating it does no harm.
   Step reminders() const;
 
-  // What has gone out on an edge: more sent than arrived is on its way.
+  // What has gone out on an edge, where more sent than arrived is on its way, and what came back by it.
   struct Traffic {
     collectives::RankEdge edge;
+    bool sends = false;  // chunks go out on it; otherwise they come in
+    Way way = Way::down;
+    std::int64_t sent = 0, acknowledged = 0;  // chunks
     std::int64_t sent_bytes = 0, arrived_bytes = 0;
+    std::int64_t acknowledgements = 0;  // that came, those that said nothing new among them
+    bool awaited = false;               // a chunk or an acknowledgement is still to come from its other end
+    std::int64_t received_bytes = 0;
   };
-  std::vector<Traffic> traffic() const;
+  // One entry an edge, the same ones in the same order at every time. REQUIRES: into is empty or from an earlier time.
+  void look_at_traffic(std::vector<Traffic>& into) const;
+
+  // Grows with everything that is sent, comes or is acknowledged for the first time.
+  std::int64_t steps() const;
 
   bool done() const;
   // Of the tree's chunks, how many this rank knows the final bytes of: a prefix.
@@ -81,7 +92,7 @@ class CollectiveRelayState {
  private:
   struct Neighbour {  // that this rank sends to
     collectives::RankEdge edge;
-    std::int64_t sent = 0, acknowledged = 0, arrived = 0;
+    std::int64_t sent = 0, acknowledged = 0, arrived = 0, acknowledgements = 0;
   };
   struct Source {  // that it receives from
     collectives::RankEdge back;  // the edge that acknowledgements take
@@ -101,7 +112,7 @@ class CollectiveRelayState {
   collectives::TreeProgram tree_;
   collectives::Element element_;
   collectives::Reduction reduction_;
-  int ranks_, rank_;
+  int ranks_, rank_;  // how many take part, and this one
   CollectiveBuffer buffer_;
   std::int64_t window_, chunks_;
 

@@ -1,33 +1,89 @@
-#include "actors/communicator.hpp"
+#include "actors/collective_router.hpp"
+
+#include <map>
+#include <mutex>
+
+#include "actors/collective_messages.hpp"
 #include "actors/type_ids.hpp"
 
 namespace coppice::actors {
-
-struct CollectiveRouter::Impl {
-  std::mutex mutex;
-  caf::actor communicator;
-  std::map<Key, caf::actor> relays;
-  std::map<Key, std::vector<Delivery>> early;
-  std::size_t early_bytes = 0;
-  std::uint64_t oldest = 0;
-  std::set<std::string> heard;
-};
-
 namespace {
+
+using Key = std::pair<RunId, std::uint32_t>;  // and tree
 
 // Calls that are over here come back when others take new trees: this rank may have to pass their chunks on.
 constexpr std::uint64_t kComeBack = 64;
-
-bool is_past(const RunId& run, std::uint64_t oldest) {
-  return run.call < oldest && (run.attempt == 0 || run.call + kComeBack < oldest);
-}
 
 std::size_t size_of(const Delivery& delivery) {
   const auto* chunk = std::get_if<CollectiveChunk>(&delivery.message);
   return sizeof(Delivery) + (chunk ? chunk->bytes.size : 0);
 }
 
+struct Process {
+  std::uint64_t session = 0;
+  bool gave_data = false;
+};
+
 }  // namespace
+
+struct CollectiveRouter::Impl {
+  mutable std::mutex mutex;
+  caf::actor communicator;
+  std::map<Key, caf::actor> relays;
+  std::map<Key, std::vector<Delivery>> early;
+  std::map<std::uint64_t, std::uint32_t> begun;  // calls, and the last attempt at each
+  std::size_t early_bytes = 0;
+  std::uint64_t oldest = 0;
+  std::map<std::string, Process> processes;
+
+  bool is_past(const RunId& run) const {
+    if (run.call < oldest && (run.attempt == 0 || run.call + kComeBack < oldest)) return true;
+    const auto attempt = begun.find(run.call);
+    return attempt != begun.end() && run.attempt <= attempt->second;
+  }
+
+  void drop_past() {
+    for (auto key = early.begin(); key != early.end();) {
+      if (!is_past(key->first.first)) {
+        ++key;
+        continue;
+      }
+      for (const auto& delivery : key->second) early_bytes -= size_of(delivery);
+      key = early.erase(key);
+    }
+  }
+
+  Sender admit(const std::string& name, std::uint64_t session) {
+    const auto [found, first] = processes.try_emplace(name, Process{session});
+    auto& process = found->second;
+    if (first || process.session == session) return Sender::known;
+    if (session < process.session) return Sender::stale;
+    // Once a call is over here every rank has been part of the group.
+    if (process.gave_data || oldest > 0) return Sender::replaced;
+    process = {session};
+    return Sender::anew;
+  }
+
+  void pass(const Key& key, std::uint64_t session, Delivery delivery, std::size_t bytes_max) {
+    const std::lock_guard lock(mutex);
+    switch (admit(delivery.from.name, session)) {
+      case Sender::stale: return;
+      case Sender::replaced:
+        if (communicator) caf::anon_send(communicator, PeerReplaced{delivery.from.name});
+        return;
+      default: break;
+    }
+    if (const auto found = relays.find(key); found != relays.end()) {
+      processes[delivery.from.name].gave_data = true;
+      caf::anon_send(found->second, std::move(delivery));
+      return;
+    }
+    const std::size_t size = size_of(delivery);
+    if (is_past(key.first) || early_bytes + size > bytes_max) return;
+    early_bytes += size;
+    early[key].push_back(std::move(delivery));
+  }
+};
 
 std::shared_ptr<CollectiveRouter::Impl> CollectiveRouter::make_impl() { return std::make_shared<Impl>(); }
 
@@ -41,27 +97,16 @@ void CollectiveRouter::detach() {
   impl_->communicator = nullptr;
   impl_->relays.clear();
   impl_->early.clear();
+  impl_->early_bytes = 0;
 }
 
 void CollectiveRouter::deliver(Delivery delivery) {
-  if (const auto* chunk = std::get_if<CollectiveChunk>(&delivery.message)) return pass({chunk->run, chunk->tree}, std::move(delivery));
-  if (const auto* ack = std::get_if<CollectiveAck>(&delivery.message)) return pass({ack->run, ack->tree}, std::move(delivery));
+  if (const auto* chunk = std::get_if<CollectiveChunk>(&delivery.message))
+    return impl_->pass({chunk->run, chunk->tree}, chunk->session, std::move(delivery), bytes_max_);
+  if (const auto* ack = std::get_if<CollectiveAck>(&delivery.message))
+    return impl_->pass({ack->run, ack->tree}, ack->session, std::move(delivery), bytes_max_);
   const std::lock_guard lock(impl_->mutex);
-  impl_->heard.insert(delivery.from.name);
   if (impl_->communicator) caf::anon_send(impl_->communicator, std::move(delivery));
-}
-
-void CollectiveRouter::pass(const Key& key, Delivery delivery) {
-  const std::lock_guard lock(impl_->mutex);
-  impl_->heard.insert(delivery.from.name);
-  if (const auto found = impl_->relays.find(key); found != impl_->relays.end()) {
-    caf::anon_send(found->second, std::move(delivery));
-    return;
-  }
-  const std::size_t size = size_of(delivery);
-  if (is_past(key.first, impl_->oldest) || impl_->early_bytes + size > bytes_max_) return;
-  impl_->early_bytes += size;
-  impl_->early[key].push_back(std::move(delivery));
 }
 
 void CollectiveRouter::add(const RunId& run, std::uint32_t tree, const caf::actor& relay) {
@@ -72,6 +117,7 @@ void CollectiveRouter::add(const RunId& run, std::uint32_t tree, const caf::acto
   if (found == impl_->early.end()) return;
   for (auto& delivery : found->second) {
     impl_->early_bytes -= size_of(delivery);
+    impl_->processes[delivery.from.name].gave_data = true;
     caf::anon_send(relay, std::move(delivery));
   }
   impl_->early.erase(found);
@@ -82,22 +128,33 @@ void CollectiveRouter::remove(const RunId& run, std::uint32_t tree) {
   impl_->relays.erase({run, tree});
 }
 
-bool CollectiveRouter::heard_from(const std::string& name) const {
+void CollectiveRouter::began(const RunId& run) {
   const std::lock_guard lock(impl_->mutex);
-  return impl_->heard.contains(name);
+  impl_->begun[run.call] = run.attempt;
+  if (!impl_->early.empty()) impl_->drop_past();
 }
 
 void CollectiveRouter::forget_below(std::uint64_t call) {
   const std::lock_guard lock(impl_->mutex);
   impl_->oldest = std::max(impl_->oldest, call);
-  for (auto key = impl_->early.begin(); key != impl_->early.end() && key->first.first.call < impl_->oldest;) {
-    if (!is_past(key->first.first, impl_->oldest)) {
-      ++key;
-      continue;
-    }
-    for (const auto& delivery : key->second) impl_->early_bytes -= size_of(delivery);
-    key = impl_->early.erase(key);
-  }
+  const auto kept = impl_->oldest - std::min(impl_->oldest, kComeBack);
+  impl_->begun.erase(impl_->begun.begin(), impl_->begun.lower_bound(kept));
+  if (!impl_->early.empty()) impl_->drop_past();
+}
+
+bool CollectiveRouter::heard_from(const std::string& name) const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->processes.contains(name);
+}
+
+std::size_t CollectiveRouter::waiting_bytes() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->early_bytes;
+}
+
+CollectiveRouter::Sender CollectiveRouter::admit(const std::string& name, std::uint64_t session) {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->admit(name, session);
 }
 
 }  // namespace coppice::actors

@@ -11,6 +11,9 @@
 // how far each rank is, and offers new trees for what is left. A rank that does not answer is gone, and its data with it:
 // the call fails at all others with the same error. Notes of that kind take every link there is, so that one that is cut
 // holds up none of them.
+//
+// Where survivors are to complete calls (OnLoss), the lowest rank that is left plans, and who is left is agreed on first:
+// actors/group_view.hpp. Every call keeps its contributions then until all ranks have its result.
 #pragma once
 
 #include <caf/fwd.hpp>
@@ -18,30 +21,22 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <tl/expected.hpp>
 #include <utility>
 #include <vector>
 
 #include "actors/collective_relay_state.hpp"
+#include "actors/collective_router.hpp"
 #include "actors/hop_log.hpp"
 #include "actors/link_watch.hpp"
 #include "actors/ports.hpp"
+#include "collectives/group_planner.hpp"
 
 namespace coppice::actors {
 
-// What must be the same for two calls to do the same.
-struct CallKind {
-  collectives::Operation operation = collectives::Operation::allreduce;
-  collectives::Element element = collectives::Element::float32;
-  collectives::Reduction reduction = collectives::Reduction::sum;
-  int root = -1;           // rank; -1 where the operation has none
-  std::int64_t bytes = 0;  // of the whole buffer
-  auto operator<=>(const CallKind&) const = default;
-};
+using collectives::CallKind;
 
 struct CallReport {
   std::size_t trees = 0;
@@ -49,9 +44,18 @@ struct CallReport {
   bool settled = true;      // calls of the kind are cut into so many chunks from now on
   int attempts = 1;         // one more for each time that trees were planned anew
   Duration took{};          // at this rank
+  // Ranks that took part, ascending: the result is of their data, and avg is divided by their number. Parts of others in
+  // an allgather's or gather's output hold nothing of use.
+  std::vector<int> ranks = {};
 };
 
 using CallResult = tl::expected<CallReport, std::string>;
+
+// What becomes of calls when a rank is gone for good.
+enum class OnLoss : std::uint8_t {
+  fail,                       // they end with an error that names it, and the group is over
+  complete_among_survivors,  // they are completed without it. Each call waits until all ranks are done with it
+};
 
 // Ends one relay that is at work, as if it had crashed. For tests of faults.
 struct EndARelay {};
@@ -63,41 +67,21 @@ struct StartCall {
   std::function<void(CallResult)> done;  // called once, on an actor's thread
 };
 
-// Frames of collectives to the relay that they are for. Those that come before their relay does wait for it, since ranks
-// do not call at the same instant; the sender's window bounds them, and bytes_max bounds whoever does not keep to it.
-// Any thread may deliver.
-class CollectiveRouter {
- public:
-  explicit CollectiveRouter(std::size_t bytes_max = std::size_t{1} << 30) : bytes_max_(bytes_max) {}
-
-  void attach(const caf::actor& communicator);  // takes GroupNotes
-  void detach();                                // lets go of every actor
-  void deliver(Delivery delivery);              // chunks, acknowledgements, notes
-  void add(const RunId& run, std::uint32_t tree, const caf::actor& relay);
-  void remove(const RunId& run, std::uint32_t tree);
-  bool heard_from(const std::string& name) const;  // ever
-  void forget_below(std::uint64_t call);  // nothing of older calls is waited for any more
-
- private:
-  struct Impl;
-  using Key = std::pair<RunId, std::uint32_t>;
-  void pass(const Key& key, Delivery delivery);
-
-  std::size_t bytes_max_;
-  std::shared_ptr<Impl> impl_ = make_impl();
-  static std::shared_ptr<Impl> make_impl();
-};
-
 struct CommunicatorOptions {
   int rank = 0;
   std::vector<std::string> names;  // of the ranks
+  std::uint64_t session = 1;       // greater for a process that takes the same name later
   std::shared_ptr<CollectiveRouter> router;
   std::vector<Peer> neighbours;  // ranks at the other ends of this one's links, which pass notes on
-  // Rank 0 alone, which plans. What all ranks do for a call of this kind, in about so many chunks; 0: as a model says.
-  std::function<tl::expected<collectives::Program, std::string>(const CallKind&, std::int64_t chunks)> plan;
-  // What is left of it.
-  std::function<tl::expected<collectives::Program, std::string>(const CallKind&, const collectives::Program&,
-                                                                const std::vector<collectives::RankProgress>&)> resume;
+  OnLoss on_loss = OnLoss::fail;  // the same at all ranks
+  // Of the rank that plans. What all members do for a call of this kind, in about so many chunks; 0: as a model says.
+  using Ranks = std::vector<int>;
+  std::function<collectives::Expected<collectives::Program>(const CallKind&, std::int64_t chunks, const Ranks& members)> plan;
+  // A broadcast that goes on from a rank that has all of it.
+  std::function<collectives::Expected<collectives::Program>(const CallKind&, int from, const Ranks& members)> pass_on;
+  // What is left of a program.
+  std::function<collectives::Expected<collectives::Program>(const CallKind&, const collectives::Program&,
+                                                            const std::vector<collectives::RankProgress>&)> resume;
   // From now on a link carries so little; 0: nothing.
   std::function<void(const collectives::RankEdge& link, std::int64_t bytes_per_s)> degrade;
   // Calls of at least so many bytes try which number of chunks is fastest, until that is settled. INT64_MAX: none does.

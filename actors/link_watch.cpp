@@ -5,53 +5,82 @@
 namespace coppice::actors {
 namespace {
 
+constexpr std::int64_t kRepeated = 2;  // acknowledgements of the same, after an answer
+
 double seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
+Duration duration(double seconds) { return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)); }
 
 }  // namespace
+
+// A large chunk on a slow link takes its time: what is on its way may take twice as long as planned.
+Duration LinkWatch::silence_max(const LinkSample& sample) const {
+  const auto least = sample.link.switched ? options_.dead_after_switched : options_.dead_after;
+  const auto twice = [](std::int64_t bytes, std::int64_t bytes_per_s) {
+    return bytes_per_s > 0 ? duration(2 * static_cast<double>(bytes) / static_cast<double>(bytes_per_s)) : Duration::zero();
+  };
+  return std::max({Duration(least), twice(sample.sent_bytes - sample.arrived_bytes, sample.planned_bytes_per_s),
+                   twice(sample.awaited ? sample.chunk_bytes : 0, sample.planned_back_bytes_per_s)});
+}
+
+bool LinkWatch::was_lost(Seen& seen, const LinkSample& sample, Instant now) const {
+  if (sample.sent_bytes == sample.arrived_bytes || sample.answered <= seen.moved) return false;
+  if (!seen.acknowledgements) seen.acknowledgements = sample.acknowledgements;
+  return sample.acknowledgements >= *seen.acknowledgements + kRepeated && now - seen.moved >= silence_max(sample);
+}
+
+std::optional<std::int64_t> LinkWatch::too_slow(Seen& seen, const LinkSample& sample, Instant now) const {
+  const auto planned = static_cast<double>(sample.planned_bytes_per_s);
+  const auto judged_over = sample.link.switched ? options_.judged_over_switched : options_.judged_over;
+  const double over = std::max(seconds(judged_over),
+                               planned > 0 ? options_.chunks_min * static_cast<double>(sample.chunk_bytes) / planned : 0.0);
+  const double busy = seconds(now - seen.since);
+  if (planned <= 0 || busy < over) return std::nullopt;
+  const double rate = static_cast<double>(sample.arrived_bytes - seen.at_since) / busy;
+  seen.since = now;
+  seen.at_since = sample.arrived_bytes;
+  const double least = (sample.link.switched ? options_.slow_below_switched : options_.slow_below) * planned;
+  if (rate >= least || rate <= 0) return std::nullopt;
+  return std::max<std::int64_t>(static_cast<std::int64_t>(rate), 1);
+}
 
 LinkVerdicts LinkWatch::look(Instant now, std::span<const LinkSample> samples) {
   LinkVerdicts out;
   for (const LinkSample& sample : samples) {
     Seen& seen = seen_[{sample.link.to, sample.link.from_address, sample.link.to_address}];
-    const std::int64_t on_its_way = sample.sent_bytes - sample.arrived_bytes;
-    if (on_its_way <= 0) {
+    const bool sends = sample.sent_bytes > sample.arrived_bytes;
+    if (!sends && !sample.awaited) {
       seen.busy = false;
-      seen.arrived = sample.arrived_bytes;
       continue;
     }
-    if (!seen.busy) {
-      seen.busy = true;
-      seen.since = seen.moved = now;
-      seen.at_since = seen.arrived = sample.arrived_bytes;
-    }
-    if (sample.arrived_bytes > seen.arrived) {
-      seen.arrived = sample.arrived_bytes;
+    const bool moves = sample.arrived_bytes != seen.arrived || sample.received_bytes != seen.received;
+    seen.arrived = sample.arrived_bytes;
+    seen.received = sample.received_bytes;
+    if (!seen.busy || moves) {
       seen.moved = now;
+      seen.acknowledgements.reset();
     }
+    // Rates are judged over a time in which the link is always busy, and shared by the same calls.
+    if (!seen.busy || !sends || sample.planned_bytes_per_s != seen.planned) {
+      seen.since = now;
+      seen.at_since = sample.arrived_bytes;
+      seen.planned = sample.planned_bytes_per_s;
+    }
+    seen.busy = true;
     if (seen.told) continue;
-    const auto planned = static_cast<double>(sample.planned_bytes_per_s);
-    // A large chunk on a slow link takes its time: what is on its way may take twice as long as planned.
-    const double patience =
-        std::max(seconds(sample.link.switched ? options_.dead_after_switched : options_.dead_after), planned > 0 ? 2 * static_cast<double>(on_its_way) / planned : 0.0);
-    const double silent = seconds(now - std::max(seen.moved, sample.answered));
-    if (silent >= patience) {
-      seen.told = true;
-      out.findings.push_back({sample.link, 0});
-      continue;
+    const auto silent = now - std::max(seen.moved, sample.answered), silence_most = silence_max(sample);
+    std::optional<LinkFinding> found;
+    if (silent >= silence_most) {
+      found = LinkFinding{sample.link, LinkFault::dead};
+    } else if (was_lost(seen, sample, now)) {
+      found = LinkFinding{sample.link, LinkFault::lost};
+    } else {
+      if (silent >= silence_most / 4) out.ask.push_back(sample.link);
+      if (!sends || seen.told_slow) continue;
+      if (const auto rate = too_slow(seen, sample, now)) found = LinkFinding{sample.link, LinkFault::slow, *rate};
     }
-    if (silent >= patience / 4) out.ask.push_back(sample.link);
-    const auto judged_over = sample.link.switched ? options_.judged_over_switched : options_.judged_over;
-    const double over = std::max(seconds(judged_over),
-                                 planned > 0 ? options_.chunks_min * static_cast<double>(sample.chunk_bytes) / planned : 0.0);
-    const double busy = seconds(now - seen.since);
-    if (planned <= 0 || busy < over) continue;
-    const double rate = static_cast<double>(sample.arrived_bytes - seen.at_since) / busy;
-    if (rate < (sample.link.switched ? options_.slow_below_switched : options_.slow_below) * planned && rate > 0) {
-      seen.told = true;
-      out.findings.push_back({sample.link, std::max<std::int64_t>(static_cast<std::int64_t>(rate), 1)});
-    }
-    seen.since = now;
-    seen.at_since = sample.arrived_bytes;
+    if (!found) continue;
+    (found->fault == LinkFault::slow ? seen.told_slow : seen.told) = true;
+    out.findings.push_back(std::move(*found));
   }
   return out;
 }

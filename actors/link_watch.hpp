@@ -2,11 +2,16 @@
 //
 // Only a link that has something on its way at every look is judged: how fast it is then is how fast it can be. One that
 // waits for data from elsewhere is empty now and then, and is not blamed. Nor is one whose other end has not made the call
-// yet: before a link is taken for dead it is asked, and has answered nothing either.
+// yet: before a link is taken for dead it is asked, and has answered nothing either. Links by which data is awaited are
+// asked too: whoever should send it may be gone, with nothing on its way to it that would tell.
+//
+// A connection that broke and was made again has lost what was on its way, and answers. Frames keep their order: when the
+// answer has come, and the other end has acknowledged the same as before since, that is what has happened.
 #pragma once
 
 #include <chrono>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -32,11 +37,18 @@ struct LinkSample {
   std::int64_t planned_bytes_per_s = 0;            // 0: not known, and then only death is noticed
   std::int64_t chunk_bytes = 0;                    // the largest
   Instant answered{};                              // when the other end last answered over it
+  std::int64_t acknowledgements = 0;  // that have come, those that say nothing new among them
+  bool awaited = false;               // something should come from its other end
+  std::int64_t received_bytes = 0;
+  std::int64_t planned_back_bytes_per_s = 0;  // of what comes; 0: not known
 };
+
+enum class LinkFault : std::uint8_t { slow, dead, lost };
 
 struct LinkFinding {
   collectives::RankEdge link;
-  std::int64_t bytes_per_s = 0;  // 0: dead
+  LinkFault fault = LinkFault::dead;
+  std::int64_t bytes_per_s = 0;  // of one that is slow
 };
 
 struct LinkVerdicts {
@@ -53,11 +65,16 @@ class LinkWatch {
 
  private:
   struct Seen {
-    bool busy = false, told = false;
+    bool busy = false, told = false, told_slow = false;
     Instant since, moved;
-    std::int64_t at_since = 0, arrived = 0;
+    std::int64_t at_since = 0, arrived = 0, received = 0, planned = 0;
+    std::optional<std::int64_t> acknowledgements;  // when the link had answered since it moved last
   };
   using Key = std::tuple<int, std::string, std::string>;
+  Duration silence_max(const LinkSample& sample) const;
+  bool was_lost(Seen& seen, const LinkSample& sample, Instant now) const;
+  std::optional<std::int64_t> too_slow(Seen& seen, const LinkSample& sample, Instant now) const;
+
   LinkWatchOptions options_;
   std::map<Key, Seen> seen_;
 };

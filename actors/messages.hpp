@@ -182,6 +182,8 @@ struct RunId {
 // relay -> relay of the same tree at another rank
 struct CollectiveChunk {
   RunId run;
+  std::uint32_t kind = 0;     // fingerprint of the call's: ranks that call differently must not mix their data
+  std::uint64_t session = 0;  // of the sender
   std::uint32_t tree = 0;
   Way way = Way::down;
   std::uint64_t index = 0;
@@ -192,6 +194,8 @@ struct CollectiveChunk {
 // many new ones; arrived: how many have come, which tells how fast the link is.
 struct CollectiveAck {
   RunId run;
+  std::uint32_t kind = 0;
+  std::uint64_t session = 0;
   std::uint32_t tree = 0;
   Way way = Way::down;
   std::uint64_t consumed = 0;
@@ -255,14 +259,61 @@ struct LinkPong {
   collectives::RankEdge link;  // as it was asked
 };
 
+// Over the very link that chunks went by: say again how many have come. Acknowledgements go with a connection that breaks,
+// and whoever sent them may be done.
+struct AckWanted {
+  RunId run;
+  std::uint32_t kind = 0;
+  std::uint32_t tree = 0;
+  Way way = Way::down;
+  std::uint64_t sent = 0;      // chunks
+  collectives::RankEdge link;  // from who asks
+};
+
+// Where calls are to be completed among the survivors: who takes part from now on, its number and, before that, what each
+// of its members has. The lowest of them proposes it when a rank is gone; greater numbers are later ones. Whoever answers
+// has stopped every relay and does nothing for an earlier view any more.
+struct ViewProposed {
+  std::uint32_t view = 0;
+  std::vector<std::int32_t> members;  // ranks, ascending
+};
+// member -> who proposed it. Calls that are not listed and are below next_call are over there.
+struct CallStands {
+  std::uint64_t call = 0;
+  std::int64_t done_attempt = -1;  // this rank has its part of the result of that attempt; -1: of none
+  bool has_all = false;            // of a broadcast: all that the root sent
+};
+struct ViewReady {
+  std::uint32_t view = 0;
+  std::uint64_t next_call = 0;
+  std::vector<CallStands> calls;
+};
+// who proposed it -> members. over: calls of which every member has its part; all others begin again.
+struct ViewBegun {
+  std::uint32_t view = 0;
+  std::vector<std::int32_t> members;
+  std::vector<std::uint64_t> over;
+};
+// member -> the lowest of those that are left: see whether this rank still answers
+struct RankLost {
+  std::int32_t rank = -1;
+};
+
+// Whether a rank still answers: who waits for it -> it, and back.
+struct RankPing {};
+struct RankPong {};
+
 // What the ranks of a group tell one another beside the data. In trouble a note is passed on over every link that there
 // is until it has been everywhere, so that it arrives wherever any way is left; `number` tells its copies apart.
+using NoteBody = std::variant<ProgramOffer, CallRefused, TroubleReport, PauseCall, PausedAt, PartDone, CallOver, LinkPing,
+                              LinkPong, OfferWanted, RankPing, RankPong, AckWanted, ViewProposed, ViewReady, ViewBegun, RankLost>;
 struct GroupNote {
   std::uint32_t origin = 0;   // rank
+  std::uint64_t session = 0;  // of the origin's process: its name may be taken by another one later, its data may not
   std::uint64_t number = 0;   // of the origin's notes
   std::int32_t target = -1;   // rank; -1: all
   bool flood = false;
-  std::variant<ProgramOffer, CallRefused, TroubleReport, PauseCall, PausedAt, PartDone, CallOver, LinkPing, LinkPong, OfferWanted> note;
+  NoteBody note;
 };
 
 // ---- probing -------------------------------------------------------------------------------------------------------
@@ -373,6 +424,6 @@ struct SetFaults {
   std::uint32_t worker = 0, workers = 0;
 };
 
-inline constexpr std::uint32_t kVersion = 2;
+inline constexpr std::uint32_t kVersion = 3;
 
 }  // namespace coppice::actors

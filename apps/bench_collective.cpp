@@ -20,7 +20,7 @@ struct Options {
   int repeat = 5, warm_up = 1, patience_s = 60;
   std::int64_t chunks = 0;
   double second_share = -1, probe_s = 1.2;
-  bool no_tune = false, emulate_switching = false;
+  bool no_tune = false, emulate_switching = false, survivors = false;
 };
 
 struct Settings {
@@ -91,6 +91,7 @@ runtime::Expected<void> run_rank(const Options& options, const Settings& setting
   join.probe = std::chrono::milliseconds(static_cast<std::int64_t>(options.probe_s * 1e3));
   join.probe_progress = print_progress;
   join.patience = std::chrono::milliseconds(options.patience_s * 1'000);
+  if (options.survivors) join.on_loss = runtime::OnLoss::complete_among_survivors;
   join.hybrid = settings.hybrid;
   const auto hops = options.trace.empty() ? nullptr : std::make_shared<actors::HopLog>(kHopsMax);
   if (hops) hops->record(false);
@@ -103,7 +104,7 @@ runtime::Expected<void> run_rank(const Options& options, const Settings& setting
   if (hops) print_hops(hops, options.as);
   nlohmann::json result{{"runs", *runs}};
   if (settings.cluster.topology.empty() && options.probe_s > 0) result["topology"] = to_json(topology);
-  if ((*group)->rank() == 0) print_result(result);
+  if ((*group)->rank() == 0 || options.survivors) print_result(result);
   return {};
 }
 
@@ -161,7 +162,9 @@ runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings
                    "--repeat", std::to_string(options.repeat), "--warm-up", std::to_string(options.warm_up),
                    "--chunks", std::to_string(options.chunks),
                    "--patience-s", std::to_string(options.patience_s), "--probe-s", std::to_string(options.probe_s)};
+  ranks.survivors = options.survivors;
   if (options.no_tune) ranks.command.push_back("--no-tune");
+  if (options.survivors) ranks.command.push_back("--survivors");
   if (!options.hybrid.empty()) ranks.command.insert(ranks.command.end(), {"--kind", options.kind, "--hybrid", options.hybrid});
   if (options.second_share >= 0) ranks.command.insert(ranks.command.end(), {"--second-share", std::to_string(options.second_share)});
   if (options.emulate_switching) ranks.command.push_back("--emulate-switching");
@@ -175,12 +178,16 @@ runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings
   const auto before = log_sizes(logs, settings.cluster);
   auto outcome = run_ranks(settings.cluster, ranks);
   if (!outcome) return tl::unexpected(outcome.error());
-  if (!outcome->failures.empty()) return tl::unexpected(fault_of(outcome->failures));
+  const bool lost_some = options.survivors && outcome->result && !outcome->failures.empty();
+  if (!outcome->failures.empty() && !lost_some) return tl::unexpected(fault_of(outcome->failures));
   if (!options.trace.empty())
     if (auto gathered = gather_trace(options.trace, logs, settings.cluster, before); !gathered) return tl::unexpected(gathered.error());
   if (!outcome->result || !outcome->result->contains("runs")) return runtime::failed("the first rank gave no result; see its log");
   if (outcome->result->contains("topology")) keep_topology(options.cluster, (*outcome->result)["topology"]);
-  return (*outcome->result)["runs"];
+  auto runs = std::move((*outcome->result)["runs"]);
+  for (auto& run : runs)
+    if (lost_some) run["lost"] = fault_of(outcome->failures).what;
+  return runs;
 }
 
 runtime::Expected<void> bench_collective(const Options& options, const Shell& shell) {
@@ -216,6 +223,7 @@ void add_bench_collective(CLI::App& bench, Shell& shell) {
   command->add_option("--planner", options->planner, "exact, mwu, rs_ag, rings, best_ring or three_phase, over the same transport")->capture_default_str();
   command->add_option("--chunks", options->chunks, "that a tree's share is cut into; 0: as a model says")->check(CLI::Range(0, 1'000'000))->capture_default_str();
   command->add_flag("--no-tune", options->no_tune, "as the model says, without trying; otherwise warming up lasts until it is settled");
+  command->add_flag("--survivors", options->survivors, "complete calls among the survivors when a rank is gone for good, and go on");
   command->add_option("--probe-s", options->probe_s, "where the cluster file names no topology: so long for each rate of its links; 0: one switch is assumed")->check(CLI::Range(0.0, 60.0))->capture_default_str();
   command->add_option("--patience-s", options->patience_s, "how long a call may stand still")->check(CLI::Range(1, 3'600))->capture_default_str();
   command->add_option("--logs", options->logs, "where each rank's output goes (default: CLUSTER.logs)");

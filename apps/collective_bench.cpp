@@ -34,10 +34,6 @@ class Contents {
       for (int i = 0; i < kPeriod; ++i) values.push_back((i * 5 + rank * 3) % kPeriod % most);
       inputs_.push_back(collectives::elements_of(load.element, values));
     }
-    combined_ = inputs_.front();
-    for (int rank = 1; rank < ranks; ++rank)
-      collectives::combine(load.element, load.reduction, combined_, inputs_[static_cast<std::size_t>(rank)]);
-    collectives::finish(load.element, load.reduction, ranks, combined_);
   }
 
   // Elements [first, …) of rank's whole buffer.
@@ -45,15 +41,15 @@ class Contents {
     write(inputs_[static_cast<std::size_t>(rank)], first, into);
   }
 
-  // Elements that differ from what `rank` should hold after the operation, in its output that begins at element `first`
-  // of the whole of `total` bytes.
-  std::int64_t wrong(int root, std::size_t first, std::span<const std::byte> got, std::size_t total) const {
+  // Elements that differ from what a rank should hold after the operation among `ranks`, in its output that begins at
+  // element `first` of the whole of `total` bytes.
+  std::int64_t wrong(const std::vector<int>& ranks, int root, std::size_t first, std::span<const std::byte> got, std::size_t total) const {
     if (load_.operation != Operation::allgather && load_.operation != Operation::gather)
-      return differing(collectives::combines(load_.operation) ? combined_ : inputs_[static_cast<std::size_t>(root)], first, got);
+      return differing(collectives::combines(load_.operation) ? combined(ranks) : inputs_[static_cast<std::size_t>(root)], first, got);
     if (got.empty()) return 0;  // gather, elsewhere than at its root
     std::int64_t count = 0;     // each rank's own part
     const std::size_t part = total / static_cast<std::size_t>(ranks_);
-    for (int rank = 0; rank < ranks_; ++rank) {
+    for (const int rank : ranks) {
       const std::size_t at = part * static_cast<std::size_t>(rank);
       count += differing(inputs_[static_cast<std::size_t>(rank)], at / size_, got.subspan(at, part));
     }
@@ -61,6 +57,13 @@ class Contents {
   }
 
  private:
+  Bytes combined(const std::vector<int>& ranks) const {
+    Bytes sum = inputs_[static_cast<std::size_t>(ranks.front())];
+    for (const int rank : std::span(ranks).subspan(1))
+      collectives::combine(load_.element, load_.reduction, sum, inputs_[static_cast<std::size_t>(rank)]);
+    collectives::finish(load_.element, load_.reduction, static_cast<int>(ranks.size()), sum);
+    return sum;
+  }
   void write(const Bytes& period, std::size_t first, std::span<std::byte> into) const {
     const std::size_t skip = first % kPeriod * size_;
     // One period, turned to begin at `first`; then the written doubles itself.
@@ -90,7 +93,6 @@ class Contents {
   int ranks_;
   std::size_t size_;
   std::vector<Bytes> inputs_;  // one period of each rank's
-  Bytes combined_;
 };
 
 // ---- one rank --------------------------------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ class Rank {
     std::vector<std::int64_t> shared{std::chrono::duration_cast<std::chrono::nanoseconds>(took).count()};
     if (const auto slowest = group_.allreduce(std::span(shared), Reduction::max).wait(); !slowest) return tl::unexpected(slowest.error());
     measured.seconds = static_cast<double>(shared[0]) * 1e-9;
-    shared = {contents_.wrong(root_, out_first_ / size, out, static_cast<std::size_t>(bytes)), done->settled ? 0 : 1};
+    shared = {contents_.wrong(done->ranks, root_, out_first_ / size, out, static_cast<std::size_t>(bytes)), done->settled ? 0 : 1};
     if (const auto counted = group_.allreduce(std::span(shared), Reduction::sum).wait(); !counted) return tl::unexpected(counted.error());
     measured.wrong = shared[0];
     measured.report.settled = shared[1] == 0;  // all ranks must agree on when warming up is over
@@ -258,6 +260,9 @@ Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runt
                        {"attempts", report.attempts},
                        {"replans", replans}};
     if (collectives::combines(load.operation)) run["reduction"] = name(load.reduction);
+    // Who took part in the last repetition: fewer than all where calls may be completed among the survivors.
+    run["survivors"] = nlohmann::json::array();
+    for (const int each : report.ranks) run["survivors"].push_back(cluster.hosts[static_cast<std::size_t>(each)].name);
     runs.push_back(std::move(run));
   }
   return runs;

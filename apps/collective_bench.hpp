@@ -22,7 +22,9 @@ struct CollectiveLoad {
 
 // One rank's part: every rank of the group runs it with the same load. Each repetition begins with new contents and a
 // barrier, lasts as long as its slowest rank, and is checked element by element. The document is the same at each rank:
-// one object a size, in the words of `coppice bench collective --json`. hops: switched on during each repetition's call.
+// one object a size, in the words of `coppice bench collective --json`. Where the group completes calls among survivors,
+// results are checked against the data of those that took part, and the repetitions go on. hops: switched on during each
+// repetition's call.
 runtime::Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runtime::Cluster& cluster,
                                                  const CollectiveLoad& load, actors::HopLog* hops = nullptr);
 

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <fstream>
+#include <ranges>
 #include <set>
 #include <thread>
 
@@ -43,6 +44,12 @@ class Tail {
   std::filesystem::path log_;
   std::streamoff from_ = 0;
 };
+
+std::optional<nlohmann::json> result_of_any(std::vector<Tail>& tails) {
+  std::optional<nlohmann::json> result;
+  for (auto tail = tails.begin(); tail != tails.end() && !result; ++tail) tail->read({}, result);
+  return result;
+}
 
 void print_line(const char* mark, const std::string& text) {
   std::printf("%s%s\n", mark, text.c_str());
@@ -89,6 +96,8 @@ runtime::Expected<RanksOutcome> run_ranks(const runtime::Cluster& cluster, const
 
   watch_signals();
   Tail tail(logs / (first + ".log"));
+  std::vector<Tail> others;
+  for (const auto& host : cluster.hosts | std::views::drop(1)) others.emplace_back(logs / (host.name + ".log"));
   runtime::Launcher launcher(logs, std::chrono::milliseconds{1'500});
   if (auto started = start(launcher, cluster, options); !started) return tl::unexpected(started.error());
   RanksOutcome outcome;
@@ -98,11 +107,12 @@ runtime::Expected<RanksOutcome> run_ranks(const runtime::Cluster& cluster, const
     for (auto& exit : launcher.reap()) {
       --left;
       const bool decides = exit.name == first || !options.first_decides;
-      if (!until && decides && (exit.status != 0 || options.first_decides))
+      if (!until && !options.survivors && decides && (exit.status != 0 || options.first_decides))
         until = std::chrono::steady_clock::now() + options.notice;
       if (exit.status != 0) outcome.failures.push_back(std::move(exit));
     }
     tail.read(options, outcome.result);
+    if (options.survivors && left == 0 && !outcome.result) outcome.result = result_of_any(others);
     if (until && std::chrono::steady_clock::now() > *until) break;
     std::this_thread::sleep_for(std::chrono::milliseconds{10});
   }

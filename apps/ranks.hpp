@@ -25,6 +25,7 @@ struct RanksOptions {
   std::chrono::seconds notice{15};
   // Whether a failure of any but the first is left to the first to notice.
   bool first_decides = false;
+  bool survivors = false;  // ranks go on without those that fail, and each gives a result
   std::function<void(const std::string&)> progress;  // a line of the first rank's print_progress
   std::function<void(const std::string&)> output;    // any other line of its output
 };
@@ -32,7 +33,7 @@ struct RanksOptions {
 std::filesystem::path logs_of(const RanksOptions& options);  // the directory; a file NAME.log a host
 
 struct RanksOutcome {
-  std::optional<nlohmann::json> result;  // the first rank's, where it came so far
+  std::optional<nlohmann::json> result;  // the first rank's, or the first survivor's, where it came so far
   std::vector<runtime::Exit> failures;   // in the order that ranks ended
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <set>
 
@@ -23,9 +24,9 @@ tl::unexpected<Error> malformed(std::string what) {
 // Edges of nodes as edges of ranks, with the addresses of the links at both ends.
 class Translator {
  public:
-  Translator(const Plan& plan, const Topology& topology) : topology_(topology) {
-    for (std::size_t rank = 0; rank < plan.participants.size(); ++rank)
-      ranks_[plan.participants[rank]] = static_cast<int>(rank);
+  // nodes: of each rank.
+  Translator(const std::vector<int>& nodes, const Topology& topology) : topology_(topology) {
+    for (std::size_t rank = 0; rank < nodes.size(); ++rank) ranks_[nodes[rank]] = static_cast<int>(rank);
   }
   int rank(int node) const { return ranks_.at(node); }
 
@@ -123,11 +124,11 @@ Stretches slice(const Stretches& all, std::int64_t first, std::int64_t end) {
 std::int64_t rounded_up(std::int64_t value, std::int64_t granule) { return (value + granule - 1) / granule * granule; }
 
 // A plan's trees carry these bytes, each in proportion to its rate among those of its part.
-void add_trees(Program& program, const Plan& plan, const Topology& topology, const std::map<int, Stretches>& work,
-               std::int64_t chunks, bool known_at_root) {
+void add_trees(Program& program, const Plan& plan, const std::vector<int>& nodes, const Topology& topology,
+               const std::map<int, Stretches>& work, std::int64_t chunks, bool known_at_root) {
   const auto granule = static_cast<std::int64_t>(size_of(program.element));
   const auto unit = unit_bytes_per_s(topology.unit);
-  const Translator translator(plan, topology);
+  const Translator translator(nodes, topology);
   const auto part = [&](const TreeProgram& tree) { return part_of(plan.operation, tree); };
   std::map<int, Rational> rate, dealt;  // by part: of all its trees, of those that have their share
   std::vector<TreeProgram> trees;
@@ -141,13 +142,14 @@ void add_trees(Program& program, const Plan& plan, const Topology& topology, con
     if (own == work.end()) continue;
     std::int64_t bytes = 0;
     for (const Stretch& stretch : own->second) bytes += stretch.bytes;
-    // Cut where sums of rates say, so that none is lost to rounding.
+    // Cut where sums of rates say, so that none is lost to rounding. Where a rank is alone its one tree has no rate.
+    const bool alone = sgn(rate[own->first]) == 0;
     const auto place = [&](const Rational& sum) {
       if (sum == rate[own->first]) return bytes;
       const Rational at(sum * mpz_class(std::to_string(bytes)) / rate[own->first]);
       return static_cast<std::int64_t>(mpz_class(at.get_num() / at.get_den()).get_si()) / granule * granule;
     };
-    const std::int64_t first = place(dealt[own->first]);
+    const std::int64_t first = alone ? 0 : place(dealt[own->first]);
     dealt[own->first] += plan.trees[i].rate;
     const std::int64_t end = place(dealt[own->first]);
     if (first == end) continue;
@@ -163,20 +165,25 @@ void add_trees(Program& program, const Plan& plan, const Topology& topology, con
 
 Expected<Program> empty_program(const Plan& plan, const ProgramOptions& options) {
   const auto granule = static_cast<std::int64_t>(size_of(options.element));
-  const auto ranks = static_cast<std::int64_t>(plan.participants.size());
+  const std::vector<int>& nodes = options.nodes.empty() ? plan.participants : options.nodes;
+  const auto ranks = static_cast<std::int64_t>(nodes.size());
   const std::int64_t together = has_parts(plan.operation) ? granule * ranks : granule;
   if (options.bytes < 0 || options.bytes > kProgramBytesMax || options.bytes % together != 0)
     return malformed("a buffer of " + std::to_string(options.bytes) + " bytes is no whole number of " +
                      std::string(name(options.element)) +
                      (has_parts(plan.operation) ? " a rank, of " + std::to_string(ranks) + " ranks" : ""));
-  return Program{plan.operation, options.element, options.reduction, static_cast<int>(ranks), options.bytes, {}};
+  Program program{plan.operation, options.element, options.reduction, static_cast<int>(ranks), options.root, options.bytes, {}, {}};
+  if (plan.participants.size() < nodes.size())
+    for (int rank = 0; rank < program.ranks; ++rank)
+      if (std::ranges::find(plan.participants, nodes[index(rank)]) != plan.participants.end()) program.members.push_back(rank);
+  return program;
 }
 
 // By part: the whole buffer.
 std::map<int, Stretches> whole_of(const Program& program) {
   if (!has_parts(program.operation)) return {{kWhole, {{0, program.bytes}}}};
   std::map<int, Stretches> work;
-  for (int rank = 0; rank < program.ranks; ++rank) work[rank] = {part_of(program, rank)};
+  for (const int rank : members_of(program)) work[rank] = {part_of(program, rank)};
   return work;
 }
 
@@ -208,7 +215,7 @@ void add_plan(Program& program, const Plan& plan, const Topology& topology, cons
   std::int64_t chunks = options.chunks;
   if (chunks <= 0)
     for (const TreeSchedule& tree : model.trees) chunks = std::max(chunks, tree.chunking.count);
-  add_trees(program, own, topology, work, chunks, false);
+  add_trees(program, own, options.nodes.empty() ? plan.participants : options.nodes, topology, work, chunks, options.known_at_root);
 }
 
 // Whether the edges make one tree that all leave from the root; `towards`: that all lead to it.
@@ -257,7 +264,8 @@ Expected<Program> make_program(const HybridPlan& plan, const ProgramOptions& opt
 }
 
 Expected<Program> resume(const Program& program, const std::vector<RankProgress>& progress, int root, const Replan& plan,
-                         const Topology& topology, std::int64_t chunks) {
+                         const std::vector<int>& nodes, const Topology& topology, std::int64_t chunks) {
+  const auto members = members_of(program);
   std::map<int, Stretches> work;     // by part: from the contributions
   std::map<int, Stretches> passing;  // by the rank that passes it on
   for (std::size_t i = 0; i < program.trees.size(); ++i) {
@@ -267,7 +275,7 @@ Expected<Program> resume(const Program& program, const std::vector<RankProgress>
     std::int64_t everywhere = all, most = 0;
     int best = -1;
     bool contributions = true;  // of all ranks, still there
-    for (int rank = 0; rank < program.ranks; ++rank) {
+    for (const int rank : members) {
       const RankProgress& own = progress[index(rank)];
       const std::int64_t known = own.over ? all : own.known[i];
       contributions = contributions && !own.over;
@@ -287,16 +295,16 @@ Expected<Program> resume(const Program& program, const std::vector<RankProgress>
     cut(tree, first, all, work[part_of(program.operation, tree)]);
   }
 
-  Program rest{program.operation, program.element, program.reduction, program.ranks, program.bytes, {}};
+  Program rest{program.operation, program.element, program.reduction, program.ranks, program.root, program.bytes, program.members, {}};
   if (!work.empty()) {
     const auto planned = plan(program.operation, root);
     if (!planned) return tl::unexpected(planned.error());
-    add_trees(rest, *planned, topology, work, chunks, false);
+    add_trees(rest, *planned, nodes, topology, work, chunks, false);
   }
   for (const auto& [source, stretches] : passing) {
     const auto planned = plan(Operation::broadcast, source);
     if (!planned) return tl::unexpected(planned.error());
-    add_trees(rest, *planned, topology, {{kWhole, stretches}}, chunks, true);
+    add_trees(rest, *planned, nodes, topology, {{kWhole, stretches}}, chunks, true);
   }
   return rest;
 }
@@ -330,10 +338,34 @@ Stretch part_of(const Program& program, int rank) {
   return {part.offset, part.bytes};
 }
 
+std::vector<int> members_of(const Program& program) {
+  if (!program.members.empty()) return program.members;
+  std::vector<int> all(index(program.ranks));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
+bool takes_part(const TreeProgram& tree, int rank) {
+  const auto at = [&](const RankEdge& edge) { return edge.from == rank || edge.to == rank; };
+  return tree.root == rank || std::ranges::any_of(tree.up, at) || std::ranges::any_of(tree.down, at);
+}
+
+bool gives_data(const TreeProgram& tree, int rank) {
+  const auto at = [&](const RankEdge& edge) { return edge.from == rank || edge.to == rank; };
+  return tree.root == rank || std::ranges::any_of(tree.up, at);
+}
+
 Expected<void> check(const Program& program) {
   if (program.ranks < 1 || program.ranks > kRanksMax) return malformed(std::to_string(program.ranks) + " ranks");
+  if (program.root < -1 || program.root >= program.ranks) return malformed("its root is no rank");
   if (program.bytes < 0 || program.bytes > kProgramBytesMax) return malformed(std::to_string(program.bytes) + " bytes");
   const auto granule = static_cast<std::int64_t>(size_of(program.element));
+  if (!std::ranges::is_sorted(program.members, std::ranges::less_equal{}) ||
+      (!program.members.empty() && (program.members.front() < 0 || program.members.back() >= program.ranks)))
+    return malformed("its members are no ranks");
+  std::vector<bool> takes_part(index(program.ranks), program.members.empty());
+  for (const int rank : program.members) takes_part[index(rank)] = true;
+  const auto absent = [&](const RankEdge& edge) { return !takes_part[index(edge.from)] || !takes_part[index(edge.to)]; };
   std::vector<Stretch> all;
   for (std::size_t i = 0; i < program.trees.size(); ++i) {
     const TreeProgram& tree = program.trees[i];
@@ -342,6 +374,8 @@ Expected<void> check(const Program& program) {
       return malformed(which + "its root or keeper is no rank");
     if (!is_tree(tree.up, tree.root, program.ranks, true) || !is_tree(tree.down, tree.root, program.ranks, false))
       return malformed(which + "its edges make no tree from its root");
+    if (!takes_part[index(tree.root)] || std::ranges::any_of(tree.up, absent) || std::ranges::any_of(tree.down, absent))
+      return malformed(which + "a rank that takes no part is in it");
     if (!tree.up.empty() && !combines(program.operation)) return malformed(which + "it combines, the operation does not");
     if (tree.wait_us < 0 || tree.wait_us > kWaitUsMax) return malformed(which + "waits " + std::to_string(tree.wait_us) + " us");
     if (tree.chunk_bytes < 1 || tree.chunk_bytes > kChunkBytesMax || tree.chunk_bytes % granule != 0)

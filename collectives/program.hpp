@@ -64,7 +64,9 @@ struct Program {
   Element element = Element::bytes;
   Reduction reduction = Reduction::sum;
   int ranks = 0;
+  int root = -1;  // rank; -1 where the operation has none
   std::int64_t bytes = 0;  // of the whole buffer: allgather and reduce_scatter, of all parts together
+  std::vector<int> members = {};  // ranks that take part, ascending; none: all do. The parts of others are not carried
   std::vector<TreeProgram> trees;
   bool operator==(const Program&) const = default;
 };
@@ -73,6 +75,10 @@ struct ProgramOptions {
   Element element = Element::bytes;
   Reduction reduction = Reduction::sum;
   std::int64_t bytes = 0;
+  int root = -1;  // rank; of operations that have one
+  // The node of each rank, where not all of them are the plan's participants, in order.
+  std::vector<int> nodes = {};
+  bool known_at_root = false;  // whoever the trees begin at has the result already
   // Every tree's share is cut into about so many chunks, so that equal windows give trees that share a link bandwidth
   // in proportion to their rates. 0: as the pipeline's model says.
   std::int64_t chunks = 0;
@@ -96,10 +102,11 @@ struct RankProgress {
 
 // What is left to do, over new trees. What some rank knows the result of is only passed on, from the rank that knows
 // most; the rest is done from the contributions, which nobody has overwritten there. No contribution counts twice.
-// plan: of an operation from a root, a rank, on the topology as it is now. Errors: those of plan; malformed.
+// plan: of an operation from a root, a rank, on the topology as it is now, among the program's members. nodes: of each
+// rank. Errors: those of plan; malformed.
 using Replan = std::function<Expected<Plan>(Operation operation, int root)>;
 Expected<Program> resume(const Program& program, const std::vector<RankProgress>& progress, int root, const Replan& plan,
-                         const Topology& topology, std::int64_t chunks);
+                         const std::vector<int>& nodes, const Topology& topology, std::int64_t chunks);
 
 // The chunks that the model or the caller chose: the most of any tree.
 std::int64_t chunks_of(const Program& program);
@@ -107,6 +114,15 @@ std::int64_t chunks_of(const Program& program);
 std::int64_t chunk_count(const TreeProgram& tree);
 // Chunk `index` of the tree's share. No chunk lies in two stretches. REQUIRES: 0 <= index < chunk_count(tree).
 Stretch chunk_at(const TreeProgram& tree, std::int64_t index);
+
+// The ranks that take part, ascending.
+std::vector<int> members_of(const Program& program);
+
+// Whether the rank is in the tree at all.
+bool takes_part(const TreeProgram& tree, int rank);
+
+// Whether the rank's own data, or what it keeps of the result, is needed there: not so where it only passes on.
+bool gives_data(const TreeProgram& tree, int rank);
 
 // The bytes of rank's part of allgather, reduce_scatter, gather and scatter.
 Stretch part_of(const Program& program, int rank);

@@ -1,6 +1,7 @@
 #include "collectives/topology.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <array>
 #include <unordered_set>
 
@@ -147,6 +148,15 @@ Topology with_capacity_of(const Topology& topology, int from, int to, const Rati
   return out;
 }
 
+// Whether a link is the one of the pair whose ends have these addresses; every one, where none has them.
+std::function<bool(const Link&)> that_link(const Topology& topology, int from, int to, const std::string& from_address,
+                                           const std::string& to_address) {
+  const auto is_it = [=](const Link& link) { return addresses_from(link, from) == std::pair(from_address, to_address); };
+  const auto between = links_between(topology, from, to);
+  const bool known = std::ranges::any_of(between, [&](int at) { return is_it(topology.links[static_cast<std::size_t>(at)]); });
+  return [=](const Link& link) { return !known || is_it(link); };
+}
+
 }  // namespace
 
 Topology with_capacity(const Topology& topology, int from, int to, const Rational& capacity) {
@@ -155,10 +165,15 @@ Topology with_capacity(const Topology& topology, int from, int to, const Rationa
 
 Topology with_link_capacity(const Topology& topology, int from, int to, const std::string& from_address,
                             const std::string& to_address, const Rational& capacity) {
-  const auto is_it = [&](const Link& link) { return addresses_from(link, from) == std::pair(from_address, to_address); };
-  const auto between = links_between(topology, from, to);
-  const bool known = std::ranges::any_of(between, [&](int at) { return is_it(topology.links[static_cast<std::size_t>(at)]); });
-  return with_capacity_of(topology, from, to, capacity, [&](const Link& link) { return !known || is_it(link); });
+  return with_capacity_of(topology, from, to, capacity, that_link(topology, from, to, from_address, to_address));
+}
+
+Rational link_capacity(const Topology& topology, int from, int to, const std::string& from_address, const std::string& to_address) {
+  const auto is_it = that_link(topology, from, to, from_address, to_address);
+  Rational sum;
+  for (const int at : links_between(topology, from, to))
+    if (const Link& link = topology.links[static_cast<std::size_t>(at)]; is_it(link)) sum += link.capacity;
+  return sum;
 }
 
 std::vector<int> links_between(const Topology& topology, int from, int to) {

@@ -82,6 +82,8 @@ Topology with_capacity(const Topology& topology, int from, int to, const Rationa
 // The same of the one link whose ends have these addresses; of all where no link of the pair has them.
 Topology with_link_capacity(const Topology& topology, int from, int to, const std::string& from_address,
                             const std::string& to_address, const Rational& capacity);
+// And what it carries.
+Rational link_capacity(const Topology& topology, int from, int to, const std::string& from_address, const std::string& to_address);
 
 // The links that carry from -> to directly, ascending; and the first, whose addresses a sender may use.
 std::vector<int> links_between(const Topology& topology, int from, int to);

@@ -7,13 +7,12 @@
 #include <optional>
 
 #include "actors/type_ids.hpp"
-#include "collectives/verify.hpp"
 #include "runtime/prober.hpp"
 #include "runtime/transport.hpp"
 
 namespace coppice::runtime {
 
-using actors::CallKind;
+using collectives::CallKind;
 using actors::CallReport;
 using collectives::Operation;
 
@@ -36,6 +35,27 @@ struct Completion::Shared {
     for (const auto& action : now) action(*result);
   }
 };
+
+namespace {
+
+// Kept once, or broken when nobody is left to keep it.
+class Promise {
+ public:
+  explicit Promise(std::shared_ptr<Completion::Shared> shared) : shared_(std::move(shared)) {}
+  Promise(const Promise&) = delete;
+  Promise& operator=(const Promise&) = delete;
+  ~Promise() {
+    if (shared_) shared_->complete(failed("the communicator was left before the call was complete"));
+  }
+  void keep(Expected<CallReport> outcome) {
+    if (const auto shared = std::exchange(shared_, nullptr)) shared->complete(std::move(outcome));
+  }
+
+ private:
+  std::shared_ptr<Completion::Shared> shared_;
+};
+
+}  // namespace
 
 bool Completion::ready() const {
   const std::lock_guard lock(shared_->mutex);
@@ -102,38 +122,6 @@ std::vector<actors::Peer> neighbours_of(const collectives::Topology& topology, c
   return out;
 }
 
-// The topology when a rank's edge to another carries so much. Where switches are between the two, the last link is taken
-// to be at fault, in proportion: what else comes over it is still there.
-collectives::Topology degraded(const collectives::Topology& topology, int from, int to, const collectives::RankEdge& ends,
-                               std::int64_t bytes_per_s, const collectives::Plan* plan) {
-  const auto unit = collectives::unit_bytes_per_s(topology.unit);
-  if (!unit) return topology;
-  collectives::Rational now(mpz_class(std::to_string(bytes_per_s)));
-  now /= *unit;
-  if (collectives::link_between(topology, from, to))
-    return collectives::with_link_capacity(topology, from, to, ends.from_address, ends.to_address, now);
-  if (!plan) return topology;
-  collectives::Rational planned;
-  int last = -1;
-  const auto add = [&](const collectives::TreeEdge& edge, const collectives::Rational& rate, bool back) {
-    const int a = back ? edge.to : edge.from, b = back ? edge.from : edge.to;
-    if (a != from || b != to || edge.path.size() < 3) return;
-    planned += rate;
-    last = back ? edge.path[1] : edge.path[edge.path.size() - 2];
-  };
-  for (const auto& tree : plan->trees) {
-    for (const auto& edge : tree.edges) {
-      add(edge, tree.rate, false);
-      add(edge, tree.rate, true);
-    }
-    for (const auto& edge : tree.reduce_edges) add(edge, tree.rate, false);
-  }
-  const auto link = last < 0 ? std::nullopt : collectives::link_between(topology, last, to);
-  if (!link || sgn(planned) == 0) return topology;
-  const collectives::Rational share = std::min<collectives::Rational>(now / planned, 1);
-  return collectives::with_capacity(topology, last, to, topology.links[static_cast<std::size_t>(*link)].capacity * share);
-}
-
 std::shared_ptr<Prober> prober_of(const CommunicatorOptions& options) {
   ProberOptions probe;
   probe.cluster = options.cluster;
@@ -149,8 +137,7 @@ struct Communicator::Parts {
   CommunicatorOptions options;
   int rank = 0;
   mutable std::mutex mutex;
-  collectives::Topology topology;  // guarded by mutex: links are seen to fail while calls are made
-  std::vector<int> participants;   // node of each rank
+  std::optional<collectives::GroupPlanner> links;  // guarded by mutex: they are seen to fail while calls are made
   std::unique_ptr<caf::actor_system_config> config;
   std::unique_ptr<caf::actor_system> system;
   std::shared_ptr<actors::CollectiveRouter> router = std::make_shared<actors::CollectiveRouter>();
@@ -166,62 +153,16 @@ struct Communicator::Parts {
     system.reset();
   }
 
-  collectives::PlanRequest request(Operation operation, int root) const {
-    collectives::PlanRequest wanted{.operation = operation, .planner = options.planner};
-    wanted.participants = participants;
-    if (root >= 0) wanted.root = participants[static_cast<std::size_t>(root)];
-    return wanted;
-  }
-
-  Expected<collectives::Plan> plan(Operation operation, int root) const {
-    auto plan = collectives::make_plan(links(), request(operation, root));
-    if (!plan) return failed(one_line(plan.error().what));
-    return std::move(*plan);
-  }
-
-  collectives::Topology links() const {
+  // Planning takes its time: it is done on a copy, not under the lock.
+  collectives::GroupPlanner planner() const {
     const std::lock_guard lock(mutex);
-    return topology;
+    return *links;
   }
-
   void degrade(const collectives::RankEdge& edge, std::int64_t bytes_per_s) {
-    const auto ranks = static_cast<int>(participants.size());
-    if (edge.from < 0 || edge.from >= ranks || edge.to < 0 || edge.to >= ranks) return;
-    const int from = participants[static_cast<std::size_t>(edge.from)], to = participants[static_cast<std::size_t>(edge.to)];
-    const auto planned = plan(Operation::allreduce, -1);
-    auto now = degraded(links(), from, to, edge, bytes_per_s, planned ? &*planned : nullptr);
+    auto now = planner();
+    now.degrade(edge, bytes_per_s);
     const std::lock_guard lock(mutex);
-    topology = std::move(now);
-  }
-
-  tl::expected<collectives::Program, std::string> resume(const CallKind& kind, const collectives::Program& program,
-                                                         const std::vector<collectives::RankProgress>& progress) const {
-    const auto now = links();
-    const auto replan = [&](Operation operation, int root) -> collectives::Expected<collectives::Plan> {
-      return collectives::make_plan(now, request(operation, root));
-    };
-    auto rest = collectives::resume(program, progress, kind.root, replan, now,
-                                    std::max<std::int64_t>(collectives::chunks_of(program), 1));
-    if (!rest) return tl::unexpected(rest.error().what);
-    return std::move(*rest);
-  }
-
-  tl::expected<collectives::Program, std::string> program(const CallKind& kind, std::int64_t chunks) const {
-    const collectives::ProgramOptions cut{.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes,
-                                          .chunks = chunks > 0 ? chunks : options.chunks};
-    if (options.hybrid) {
-      const auto hybrid = collectives::plan_hybrid(links(), request(kind.operation, kind.root), *options.hybrid,
-                                                   static_cast<double>(kind.bytes));
-      if (!hybrid) return tl::unexpected(hybrid.error().what);
-      auto program = collectives::make_program(*hybrid, cut);
-      if (!program) return tl::unexpected(program.error().what);
-      return std::move(*program);
-    }
-    const auto planned = plan(kind.operation, kind.root);
-    if (!planned) return tl::unexpected(planned.error().what);
-    auto program = collectives::make_program(*planned, links(), cut);
-    if (!program) return tl::unexpected(program.error().what);
-    return std::move(*program);
+    links = std::move(now);
   }
 };
 
@@ -229,9 +170,13 @@ Communicator::Communicator(std::unique_ptr<Parts> parts) : parts_(std::move(part
 Communicator::~Communicator() = default;
 
 int Communicator::rank() const { return parts_->rank; }
-int Communicator::size() const { return static_cast<int>(parts_->participants.size()); }
-collectives::Topology Communicator::topology() const { return parts_->links(); }
-Expected<collectives::Plan> Communicator::plan(Operation operation, int root) const { return parts_->plan(operation, root); }
+int Communicator::size() const { return static_cast<int>(parts_->options.cluster.hosts.size()); }
+collectives::Topology Communicator::topology() const { return parts_->planner().topology(); }
+Expected<collectives::Plan> Communicator::plan(Operation operation, int root) const {
+  auto plan = parts_->planner().plan(operation, root);
+  if (!plan) return failed(one_line(plan.error().what));
+  return std::move(*plan);
+}
 
 Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions options) {
   const auto* host = options.cluster.find(options.name);
@@ -245,7 +190,6 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   if (!allow) return tl::unexpected(allow.error());
 
   auto parts = std::make_unique<Parts>();
-  parts->topology = std::move(*topology);
   std::vector<std::string> names;
   for (const auto& each : options.cluster.hosts) {
     if (each.name == options.name) parts->rank = static_cast<int>(names.size());
@@ -258,10 +202,11 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   transport.identity = std::move(*identity);
   transport.allow = std::move(*allow);
   transport.bind_address = host->address;
-  transport.link_addresses = link_addresses(parts->topology, kept.name);
+  transport.link_addresses = link_addresses(*topology, kept.name);
   transport.port = host->port;
   transport.note_addresses = kept.hops != nullptr;
   transport.hosts = kept.cluster.hosts;
+  transport.frames_max = 0;      // a chunk that is dropped is waited for; windows and the caller's calls bound them
   transport.linger_ms = 2'000;  // others may wait for this rank's last acknowledgement
   const auto prober = probing ? prober_of(kept) : nullptr;
   auto opened = Transport::open(std::move(transport),
@@ -280,13 +225,15 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
     auto probed = prober->run(parts->transport);
     if (!probed) return tl::unexpected(probed.error());
     if (probed->report && !probed->report->faults.empty()) return failed("probing: " + collectives::in_words(probed->report->faults));
-    parts->topology = std::move(probed->topology);
+    *topology = std::move(probed->topology);
   }
+  std::vector<int> participants;
   for (const auto& each : names) {
-    const auto node = collectives::find_node(parts->topology, each);
+    const auto node = collectives::find_node(*topology, each);
     if (!node) return failed("probing: no topology with " + each + " in it");
-    parts->participants.push_back(*node);
+    participants.push_back(*node);
   }
+  parts->links.emplace(*topology, std::move(participants), kept.planner, kept.hybrid);
 
   parts->config = std::make_unique<caf::actor_system_config>();
   parts->config->set("scheduler.policy", caf::atom("sharing"));
@@ -295,16 +242,23 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   actors::CommunicatorOptions communicate;
   communicate.rank = parts->rank;
   communicate.names = names;
+  communicate.session = static_cast<std::uint64_t>(std::chrono::system_clock::now().time_since_epoch().count());
   communicate.router = parts->router;
   communicate.patience = kept.patience;
   communicate.hops = kept.hops;
   if (!kept.tune || kept.chunks > 0) communicate.tune_from = INT64_MAX;
-  communicate.plan = [raw = parts.get()](const CallKind& kind, std::int64_t chunks) { return raw->program(kind, chunks); };
+  communicate.on_loss = kept.on_loss;
+  communicate.plan = [raw = parts.get()](const CallKind& kind, std::int64_t chunks, const std::vector<int>& members) {
+    return raw->planner().program(kind, chunks > 0 ? chunks : raw->options.chunks, members);
+  };
+  communicate.pass_on = [raw = parts.get()](const CallKind& kind, int from, const std::vector<int>& members) {
+    return raw->planner().passing_on(kind, from, members);
+  };
   communicate.resume = [raw = parts.get()](const CallKind& kind, const collectives::Program& program, const auto& progress) {
-    return raw->resume(kind, program, progress);
+    return raw->planner().resume(kind, program, progress);
   };
   communicate.degrade = [raw = parts.get()](const collectives::RankEdge& edge, std::int64_t rate) { raw->degrade(edge, rate); };
-  communicate.neighbours = neighbours_of(parts->topology, kept.name, names);
+  communicate.neighbours = neighbours_of(*topology, kept.name, names);
   communicate.hang_up = [transport = std::weak_ptr(parts->transport)](const std::optional<actors::Peer>& peer) {
     const auto alive = transport.lock();
     if (alive && peer) alive->hang_up(*peer);
@@ -372,15 +326,14 @@ Completion Communicator::call(Operation operation, collectives::Element element,
   if (part > 0 && operation == Operation::gather && at_root) std::memmove(out.data() + offset, in.data(), part);
   if (part > 0 && operation == Operation::scatter && at_root) std::memmove(out.data(), in.data() + offset, part);
 
+  // Whoever waits is told, even where the communicator is no longer there to take the call.
+  const auto promise = std::make_shared<Promise>(shared);
   actors::StartCall start;
   start.kind = {operation, element, collectives::combines(operation) ? reduction : collectives::Reduction::sum,
                 rooted ? root : -1, static_cast<std::int64_t>(whole)};
   start.buffer = std::move(buffer);
-  start.done = [shared](actors::CallResult result) {
-    if (result)
-      shared->complete(*result);
-    else
-      shared->complete(failed(result.error()));
+  start.done = [promise](actors::CallResult result) {
+    promise->keep(result ? Expected<CallReport>(*result) : Expected<CallReport>(failed(one_line(result.error()))));
   };
   caf::anon_send(parts_->communicator, std::move(start));
   return completion;

@@ -65,6 +65,8 @@ class Completion {
   std::shared_ptr<Shared> shared_;
 };
 
+using actors::OnLoss;
+
 struct CommunicatorOptions {
   Cluster cluster;
   std::string name;  // of the host that this process is
@@ -77,6 +79,9 @@ struct CommunicatorOptions {
   std::function<void(const std::string&)> probe_progress = {};  // at the first rank
   // A call that stands still for so long has failed, though every rank that it began with is there.
   std::chrono::milliseconds patience{300'000};
+  // complete_among_survivors: when a rank is gone for good, calls are completed without it, and CallReport::ranks says of
+  // whom the result is. The same at all ranks. Calls take a round trip more; those in place, a copy of their buffer.
+  OnLoss on_loss = OnLoss::fail;
   std::optional<collectives::HybridRequest> hybrid = {};  // two kinds of links planned apart, instead of all together
   std::shared_ptr<actors::HopLog> hops = {};              // notes every chunk that arrives here; nothing: none
 };

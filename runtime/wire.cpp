@@ -134,16 +134,20 @@ struct Writer {
     pk.pack(m.error);
   }
   void operator()(const CollectiveChunk& m) {
-    begin(10, 5);
+    begin(10, 7);
     run(m.run);
+    pk.pack(m.kind);
+    pk.pack(m.session);
     pk.pack(m.tree);
     pk.pack(number(m.way));
     pk.pack(m.index);
     shared = m.bytes;
   }
   void operator()(const CollectiveAck& m) {
-    begin(11, 6);
+    begin(11, 8);
     run(m.run);
+    pk.pack(m.kind);
+    pk.pack(m.session);
     pk.pack(m.tree);
     pk.pack(number(m.way));
     pk.pack(m.consumed);
@@ -177,8 +181,9 @@ struct Writer {
     pk.pack(m.worker);
   }
   void operator()(const GroupNote& m) {
-    begin(12, 6);
+    begin(12, 7);
     pk.pack(m.origin);
+    pk.pack(m.session);
     pk.pack(m.number);
     pk.pack(m.target);
     pk.pack(m.flood);
@@ -225,6 +230,44 @@ struct Writer {
   }
   void pack_note(const LinkPing& m) { pack_edges(pk, {m.link}); }
   void pack_note(const LinkPong& m) { pack_edges(pk, {m.link}); }
+  void pack_note(const AckWanted& m) {
+    pk.pack_array(7);
+    run(m.run);
+    pk.pack(m.kind);
+    pk.pack(m.tree);
+    pk.pack(number(m.way));
+    pk.pack(m.sent);
+    pack_edges(pk, {m.link});
+  }
+  void pack_note(const ViewProposed& m) {
+    pk.pack_array(2);
+    pk.pack(m.view);
+    pk.pack(m.members);
+  }
+  void pack_note(const ViewReady& m) {
+    pk.pack_array(3);
+    pk.pack(m.view);
+    pk.pack(m.next_call);
+    pk.pack_array(static_cast<std::uint32_t>(m.calls.size()));
+    for (const auto& stands : m.calls) {
+      pk.pack_array(3);
+      pk.pack(stands.call);
+      pk.pack(stands.done_attempt + 1);
+      pk.pack(stands.has_all);
+    }
+  }
+  void pack_note(const ViewBegun& m) {
+    pk.pack_array(3);
+    pk.pack(m.view);
+    pk.pack(m.members);
+    pk.pack(m.over);
+  }
+  void pack_note(const RankLost& m) {
+    pk.pack_array(1);
+    pk.pack(m.rank);
+  }
+  void pack_note(const RankPing&) { pk.pack_array(0); }
+  void pack_note(const RankPong&) { pk.pack_array(0); }
   void pack_note(const CallOver& m) {
     pk.pack_array(1);
     pk.pack(m.call);
@@ -293,12 +336,14 @@ void pack_edges(Packer& pk, const std::vector<collectives::RankEdge>& edges) {
 }
 
 void pack_program(Packer& pk, const collectives::Program& program) {
-  pk.pack_array(6);
+  pk.pack_array(8);
   pk.pack(number(program.operation));
   pk.pack(number(program.element));
   pk.pack(number(program.reduction));
   pk.pack(program.ranks);
+  pk.pack(program.root);
   pk.pack(program.bytes);
+  pk.pack(program.members);
   pk.pack_array(static_cast<std::uint32_t>(program.trees.size()));
   for (const auto& tree : program.trees) {
     pk.pack_array(9);
@@ -491,6 +536,13 @@ std::vector<collectives::RankEdge> rank_edges(std::span<const msgpack::object> e
   return edges;
 }
 
+std::vector<int> ranks(Fields& outer) {
+  std::vector<int> out;
+  const auto entries = outer.array();
+  for (Fields f(entries); out.size() < entries.size();) out.push_back(f.int32());
+  return out;
+}
+
 collectives::RankEdge one_edge(std::span<const msgpack::object> entries) {
   require(entries.size() == 1);
   return rank_edges(entries).front();
@@ -503,7 +555,9 @@ collectives::Program program(Fields& outer) {
   p.element = one_of(f, collectives::Element::bytes);
   p.reduction = one_of(f, collectives::Reduction::avg);
   p.ranks = f.int32();
+  p.root = f.int32();
   p.bytes = f.int64();
+  p.members = ranks(f);
   for (const auto& entry : f.array()) {
     Fields fields(entry);
     collectives::TreeProgram tree;
@@ -528,6 +582,29 @@ collectives::Program program(Fields& outer) {
   f.end();
   require(static_cast<bool>(collectives::check(p)));
   return p;
+}
+
+std::vector<std::uint64_t> numbers(Fields& outer) {
+  std::vector<std::uint64_t> out;
+  const auto entries = outer.array();
+  for (Fields f(entries); out.size() < entries.size();) out.push_back(f.uint<std::uint64_t>());
+  return out;
+}
+
+ViewReady view_ready(Fields& f) {
+  ViewReady ready;
+  ready.view = f.uint<std::uint32_t>();
+  ready.next_call = f.uint<std::uint64_t>();
+  for (const auto& entry : f.array()) {
+    Fields fields(entry);
+    CallStands stands;
+    stands.call = fields.uint<std::uint64_t>();
+    stands.done_attempt = fields.int64() - 1;
+    stands.has_all = fields.boolean();
+    fields.end();
+    ready.calls.push_back(stands);
+  }
+  return ready;
 }
 
 void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
@@ -563,9 +640,7 @@ void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
       paused.run = run_id(f);
       paused.over = f.boolean();
       paused.next_call = f.uint<std::uint64_t>();
-      const auto known = f.array();
-      Fields numbers(known);
-      for (std::size_t i = 0; i < known.size(); ++i) paused.known.push_back(numbers.uint<std::uint64_t>());
+      paused.known = numbers(f);
       m.note = std::move(paused);
       return;
     }
@@ -574,6 +649,36 @@ void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
     case 7: m.note = LinkPing{one_edge(f.rest())}; return;
     case 8: m.note = LinkPong{one_edge(f.rest())}; return;
     case 9: m.note = OfferWanted{f.uint<std::uint64_t>()}; return;
+    case 10: m.note = RankPing{}; return;
+    case 11: m.note = RankPong{}; return;
+    case 12: {
+      AckWanted wanted;
+      wanted.run = run_id(f);
+      wanted.kind = f.uint<std::uint32_t>();
+      wanted.tree = f.uint<std::uint32_t>();
+      wanted.way = one_of(f, Way::down);
+      wanted.sent = f.uint<std::uint64_t>();
+      wanted.link = one_edge(f.array());
+      m.note = std::move(wanted);
+      return;
+    }
+    case 13: {
+      ViewProposed proposed;
+      proposed.view = f.uint<std::uint32_t>();
+      proposed.members = ranks(f);
+      m.note = std::move(proposed);
+      return;
+    }
+    case 14: m.note = view_ready(f); return;
+    case 15: {
+      ViewBegun begun;
+      begun.view = f.uint<std::uint32_t>();
+      begun.members = ranks(f);
+      begun.over = numbers(f);
+      m.note = std::move(begun);
+      return;
+    }
+    case 16: m.note = RankLost{f.int32()}; return;
     default: throw Malformed{};
   }
 }
@@ -688,6 +793,8 @@ DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) 
     case 10: {
       CollectiveChunk m;
       m.run = run_id(f);
+      m.kind = f.uint<std::uint32_t>();
+      m.session = f.uint<std::uint64_t>();
       m.tree = f.uint<std::uint32_t>();
       m.way = one_of(f, Way::down);
       m.index = f.uint<std::uint64_t>();
@@ -698,6 +805,8 @@ DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) 
       no_bulk();
       CollectiveAck m;
       m.run = run_id(f);
+      m.kind = f.uint<std::uint32_t>();
+      m.session = f.uint<std::uint64_t>();
       m.tree = f.uint<std::uint32_t>();
       m.way = one_of(f, Way::down);
       m.consumed = f.uint<std::uint64_t>();
@@ -708,6 +817,7 @@ DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) 
       no_bulk();
       GroupNote m;
       m.origin = f.uint<std::uint32_t>();
+      m.session = f.uint<std::uint64_t>();
       m.number = f.uint<std::uint64_t>();
       m.target = f.int32();
       m.flood = f.boolean();

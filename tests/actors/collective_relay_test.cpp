@@ -66,10 +66,6 @@ class Network {
   }
 
  private:
-  static bool takes_part(const TreeProgram& tree, int rank) {
-    const auto at = [&](const RankEdge& e) { return e.from == rank || e.to == rank; };
-    return tree.root == rank || std::ranges::any_of(tree.up, at) || std::ranges::any_of(tree.down, at);
-  }
   void send(std::size_t tree, CollectiveRelayState::Step step) {
     for (auto& out : step) {
       if (out.bytes) {  // a frame of its own, as a socket makes it
@@ -99,20 +95,7 @@ void put(Bytes& into, std::size_t at, T value) {
 
 // A small whole number as the element has it: sums of a few are exact in every type.
 void put_number(Element element, Bytes& into, std::size_t at, int value) {
-  switch (element) {
-    case Element::float32: return put(into, at, static_cast<float>(value));
-    case Element::float16: {  // exact for 0 … 2048
-      if (value == 0) return put(into, at, std::uint16_t{0});
-      int exponent = 0;
-      while ((value >> (exponent + 1)) != 0) ++exponent;
-      const int mantissa = (value << 10 >> exponent) - 1024;
-      return put(into, at, static_cast<std::uint16_t>((exponent + 15) << 10 | mantissa));
-    }
-    case Element::bfloat16: return put(into, at, static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(value)) >> 16));
-    case Element::int32: return put(into, at, static_cast<std::int32_t>(value));
-    case Element::int64: return put(into, at, static_cast<std::int64_t>(value));
-    case Element::bytes: return put(into, at, static_cast<std::uint8_t>(value));
-  }
+  std::ranges::copy(elements_of(element, std::span(&value, 1)), into.begin() + static_cast<std::ptrdiff_t>(at * size_of(element)));
 }
 
 int input_number(int rank, std::size_t at) { return static_cast<int>((at * 5 + static_cast<std::size_t>(rank) * 3) % 13); }
@@ -340,7 +323,7 @@ TEST(CollectiveRelay, BreaksOffAnywhereAndGoesOnOverOtherTrees) {
       box.links.erase(box.links.begin() + static_cast<std::ptrdiff_t>(random() % box.links.size()));
       const auto next = resume(
           program, progress, root,
-          [&](Operation what, int from) { return make_plan(box, {.operation = what, .root = from}); }, box, 6);
+          [&](Operation what, int from) { return make_plan(box, {.operation = what, .root = from}); }, hosts(box), box, 6);
       ASSERT_TRUE(next) << name(operation) << ": " << next.error().what;
       ASSERT_TRUE(check(*next)) << check(*next).error().what;
       program = *next;

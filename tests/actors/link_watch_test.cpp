@@ -12,11 +12,12 @@ class Watched {
  public:
   LinkVerdicts look(std::int64_t sent, std::int64_t arrived) {
     now_ += 100ms;
-    const LinkSample sample{{0, 1, "10.0.0.1", "10.0.0.2", switched}, sent, arrived, 1'000'000, 10'000, answered_};
+    const LinkSample sample{{0, 1, "10.0.0.1", "10.0.0.2", switched}, sent, arrived, planned, 10'000, answered_, acknowledgements, awaited, received};
     return watch_.look(now_, std::span(&sample, 1));
   }
   void answer() { answered_ = now_; }
-  bool switched = false;
+  bool switched = false, awaited = false;
+  std::int64_t planned = 1'000'000, acknowledgements = 0, received = 0;
 
  private:
   LinkWatch watch_;
@@ -50,6 +51,16 @@ TEST(LinkWatch, BehindSwitchesItTakesLongerAndMustBeWorse) {
   }
 }
 
+TEST(LinkWatch, OneThatWasSlowAndThenDiesIsToldOfAgain) {
+  Watched link;
+  for (int i = 1; i < 60; ++i) link.look(i * 10'000 + 60'000, i * 10'000);
+  std::vector<LinkFinding> found;
+  for (int i = 0; i < 30; ++i)
+    for (const auto& finding : link.look(660'000, 590'000).findings) found.push_back(finding);
+  ASSERT_EQ(found.size(), 1U);
+  EXPECT_EQ(found[0].fault, LinkFault::dead);
+}
+
 TEST(LinkWatch, OneThatWaitsForDataIsNotBlamed) {
   Watched link;
   for (int i = 1; i < 100; ++i) {
@@ -65,7 +76,7 @@ TEST(LinkWatch, OneThatIsSilentIsAskedAndThenDead) {
     const auto verdicts = link.look(60'000, 0);
     asked += verdicts.ask.empty() ? 0 : 1;
     if (verdicts.findings.empty()) continue;
-    EXPECT_EQ(verdicts.findings[0].bytes_per_s, 0);
+    EXPECT_EQ(verdicts.findings[0].fault, LinkFault::dead);
     break;
   }
   EXPECT_GT(asked, 5);
@@ -87,6 +98,51 @@ TEST(LinkWatch, ALinkThatBreaksAfterLongServiceIsNoticedAsFastAsAnyOther) {
   int looks = 0;
   while (link.look(10'060'000, 10'000'000).findings.empty() && looks < 100) ++looks;
   EXPECT_LT(looks, 25);
+}
+
+// Two calls share a link: each has half of it, and knows. While their number changes nothing is judged.
+TEST(LinkWatch, ALinkThatCallsShareIsNotSlow) {
+  Watched link;
+  std::int64_t arrived = 0;
+  for (int i = 0; i < 100; ++i) {
+    const bool shared = i / 7 % 2 == 0;
+    link.planned = shared ? 500'000 : 1'000'000;
+    arrived += shared ? 50'000 : 100'000;
+    EXPECT_TRUE(link.look(arrived + 60'000, arrived).findings.empty()) << i;
+  }
+}
+
+TEST(LinkWatch, OneThatDataIsAwaitedFromIsAskedAndThenDead) {
+  Watched link;
+  link.awaited = true;
+  for (int i = 1; i < 50; ++i) {  // it comes, slowly
+    link.received = i / 5 * 1'000;
+    ASSERT_TRUE(link.look(0, 0).findings.empty());
+  }
+  int looks = 0, asked = 0;
+  for (; looks < 100; ++looks) {
+    const auto verdicts = link.look(0, 0);
+    asked += verdicts.ask.empty() ? 0 : 1;
+    if (!verdicts.findings.empty()) break;
+  }
+  EXPECT_GT(asked, 5);
+  EXPECT_NEAR(looks, 15, 5);
+}
+
+TEST(LinkWatch, WhatWasLostWithAConnectionIsNotWaitedFor) {
+  Watched link;
+  for (int i = 0; i < 30; ++i) {  // it answers, but the other end has not made the call: nothing is acknowledged
+    ASSERT_TRUE(link.look(60'000, 20'000).findings.empty());
+    link.answer();
+  }
+  std::vector<LinkFinding> found;
+  for (int i = 0; i < 30 && found.empty(); ++i) {  // now it has, and says the same over and over
+    link.acknowledgements = 1 + i / 5;
+    found = link.look(60'000, 20'000).findings;
+    link.answer();
+  }
+  ASSERT_EQ(found.size(), 1U);
+  EXPECT_EQ(found[0].fault, LinkFault::lost);
 }
 
 }  // namespace

@@ -112,7 +112,7 @@ TEST(Program, WhatIsLeftIsDoneOnceAndWhatIsKnownIsOnlyPassedOn) {
   std::vector<RankProgress> progress(8, {false, std::vector<std::int64_t>(program.trees.size(), 3)});
   progress[5].known.assign(program.trees.size(), 6);
   const Replan again = [&](Operation operation, int root) { return make_plan(box, {.operation = operation, .root = root}); };
-  const auto rest = resume(program, progress, -1, again, box, 10);
+  const auto rest = resume(program, progress, -1, again, hosts(box), box, 10);
   ASSERT_TRUE(rest) << rest.error().what;
   ASSERT_TRUE(check(*rest));
   std::int64_t combined = 0, passed = 0, known = 0, both = 0;
@@ -130,7 +130,7 @@ TEST(Program, WhatIsLeftIsDoneOnceAndWhatIsKnownIsOnlyPassedOn) {
 
   // A caller that has its result has taken its contribution along: nothing can be combined any more.
   progress[2].over = true;
-  EXPECT_FALSE(resume(program, progress, -1, again, box, 10));
+  EXPECT_FALSE(resume(program, progress, -1, again, hosts(box), box, 10));
 }
 
 TEST(Program, ALinkThatFailsOneWayKeepsTheOther) {

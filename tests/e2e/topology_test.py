@@ -67,14 +67,8 @@ def who_does_not_answer_is_named():
 
 def a_bench_without_a_topology_probes():
     with tempfile.TemporaryDirectory(prefix="coppice-e2e-") as name:
-<<<<<<< HEAD
         file, _ = lab.rank_cluster(pathlib.Path(name), HOSTS)
         done = lab.run("bench", "collective", "--cluster", file, "--bytes", "64K", "--repeat", 1, "--probe-s", 0.2, "--json")
-=======
-        file, _ = write_cluster(pathlib.Path(name))
-        assert lab.run("keys", "--cluster", file).returncode == 0
-        done = lab.run("bench", "collective", "--cluster", file, "--bytes", "64K", "--repeat", 1, "--probe-s", 0.1, "--json")
->>>>>>> probe
         assert done.returncode == 0, done.stderr
         run = json.loads(done.stdout)
         assert run["verified"] and run["unit"] == "Mbit/s" and run["bound"] > 1, run

@@ -53,6 +53,12 @@ class Bench:
         return self.process.returncode, json.loads(out) if out else {}, error
 
 
+def kill(lab: netlab.Lab, host: str) -> None:
+    """kill -9 to what runs on the host, which is its rank."""
+    pids = subprocess.run(["ip", "netns", "pids", lab.namespace(host)], check=True, capture_output=True, text=True).stdout.split()
+    subprocess.run(["kill", "-KILL", *pids], check=True)
+
+
 def sent_bytes(lab: netlab.Lab, host: str) -> dict[str, int]:
     """By interface: what has left it, headers included."""
     shown = subprocess.run(["ip", "-n", lab.namespace(host), "-s", "-j", "link"], check=True, capture_output=True, text=True)
@@ -215,13 +221,22 @@ class OnShapedLinks(unittest.TestCase):
         self.assertGreater(result["attempts"], 1)
 
     def test_a_rank_that_is_killed_is_named_by_every_survivor(self) -> None:
-        def kill(_: netlab.Lab) -> None:
-            subprocess.run(["pkill", "-KILL", "-f", "--", "bench collective .*--as h2$"], check=True)
-        code, _, error = self.changed_half_way("hetero4", kill, "--op", "allreduce", "--bytes", "48M")
+        code, _, error = self.changed_half_way("hetero4", lambda lab: kill(lab, "h2"), "--op", "allreduce", "--bytes", "48M")
         self.assertEqual(code, 1)
         self.assertIn("killed by SIGKILL", error)
         self.assertIn("rank 2 (h2) is gone", error)
         self.assertEqual(error.count("; rank "), 1, f"survivors say different things: {error}")
+
+    def test_survivors_of_a_killed_rank_have_its_result_without_it(self) -> None:
+        for victim, operation in (("h2", "allreduce"), ("h0", "allreduce"), ("h3", "broadcast")):
+            with self.subTest(victim=victim, op=operation):
+                code, result, error = self.changed_half_way(
+                    "hetero4", lambda lab, victim=victim: kill(lab, victim), "--op", operation, "--root", "h1", "--bytes", "24M", "--repeat", 2, "--survivors")
+                self.assertEqual(code, 0, error)
+                self.assertTrue(result["verified"])
+                self.assertEqual(result["survivors"], [h for h in ("h0", "h1", "h2", "h3") if h != victim])
+                self.assertIn("killed by SIGKILL", result["lost"])
+                print(f"{victim} killed in {operation}: repetitions of {result['seconds']} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -44,11 +44,12 @@ class CommunicatorTest : public ::testing::Test {
     std::filesystem::remove_all(directory_);
   }
 
-  void join_all(std::chrono::milliseconds patience = std::chrono::seconds{30}) {
-    for (int rank = 0; rank < kRanks; ++rank) join(rank, patience);
+  void join_all(std::chrono::milliseconds patience = std::chrono::seconds{30}, OnLoss on_loss = OnLoss::fail) {
+    for (int rank = 0; rank < kRanks; ++rank) join(rank, patience, on_loss);
   }
-  void join(int rank, std::chrono::milliseconds patience) {
+  void join(int rank, std::chrono::milliseconds patience, OnLoss on_loss = OnLoss::fail) {
     CommunicatorOptions options;
+    options.on_loss = on_loss;
     options.cluster = cluster_;
     options.name = cluster_.hosts[static_cast<std::size_t>(rank)].name;
     options.patience = patience;
@@ -209,6 +210,124 @@ TEST_F(CommunicatorTest, ARankThatDiesInTheMiddleIsNamedToAllOthers) {
     const auto done = calls[rank].wait();
     ASSERT_FALSE(done);
     EXPECT_NE(done.error().what.find("rank 3 (h3) is gone"), std::string::npos) << done.error().what;
+  }
+}
+
+// As when a training step hands over every tensor of a large model: nothing may be dropped because much waits.
+TEST_F(CommunicatorTest, ThousandsOfCallsAtOnce) {
+  join_all();
+  constexpr std::size_t kCalls = 6'000;
+  std::vector<std::vector<std::int32_t>> values(kRanks, std::vector<std::int32_t>(kCalls));
+  std::vector<Completion> calls;
+  for (std::size_t rank = 0; rank < kRanks; ++rank)
+    for (std::size_t i = 0; i < kCalls; ++i) {
+      values[rank][i] = static_cast<std::int32_t>(i + rank);
+      calls.push_back(group_[rank]->allreduce(std::span(values[rank]).subspan(i, 1)));
+    }
+  for (const auto& call : calls) {
+    const auto done = call.wait();
+    ASSERT_TRUE(done) << done.error().what;
+  }
+  for (const auto& own : values)
+    for (std::size_t i = 0; i < kCalls; ++i) ASSERT_EQ(own[i], static_cast<std::int32_t>(4 * i + 6));
+}
+
+TEST_F(CommunicatorTest, WhoeverLeavesInTheMiddleOfACallIsTold) {
+  join(0, std::chrono::seconds{30});
+  join(1, std::chrono::seconds{30});
+  std::vector<float> buffer(1'000, 1.0F);
+  const auto call = group_[0]->allreduce(std::span(buffer));
+  std::atomic<bool> told{false};
+  call.then([&](const auto& done) { told = !done.has_value(); });
+  group_.clear();
+  ASSERT_TRUE(call.ready());
+  EXPECT_NE(call.wait().error().what.find("left"), std::string::npos);
+  EXPECT_TRUE(told);
+}
+
+TEST_F(CommunicatorTest, AGroupOfOneHasEverythingAlready) {
+  cluster_.hosts.resize(1);
+  join(0, std::chrono::seconds{5});
+  auto& alone = *group_[0];
+  const std::vector<std::int64_t> in{1, 2, 3};
+  const auto given = std::span(in);
+  for (int operation = 0; operation < 7; ++operation) {
+    std::vector<std::int64_t> out(operation == 0 || operation == 1 ? in : std::vector<std::int64_t>(3));
+    const std::span result(out);
+    const std::vector<std::function<Completion()>> calls{
+        [&] { return alone.broadcast(result, 0); },
+        [&] { return alone.allreduce(result, Reduction::avg); },
+        [&] { return alone.reduce(given, result, Reduction::sum, 0); },
+        [&] { return alone.allgather(given, result); },
+        [&] { return alone.reduce_scatter(given, result); },
+        [&] { return alone.gather(given, result, 0); },
+        [&] { return alone.scatter(given, result, 0); }};
+    const auto done = calls[static_cast<std::size_t>(operation)]().wait();
+    ASSERT_TRUE(done) << operation << ": " << done.error().what;
+    EXPECT_EQ(out, in) << operation;
+  }
+}
+
+// Every call that is under way ends with the same error, not only the first to notice.
+TEST_F(CommunicatorTest, ARankThatDiesWithSeveralCallsUnderWayIsNamedByEach) {
+  join_all();
+  constexpr std::size_t kCount = std::size_t{4} << 20, kCalls = 3;
+  std::vector<std::vector<std::int64_t>> buffers;
+  for (int i = 0; i < kRanks * static_cast<int>(kCalls); ++i) buffers.push_back(numbers(i, kCount));
+  std::vector<std::vector<Completion>> calls(kRanks);
+  for (std::size_t i = 0; i < kCalls; ++i)
+    for (std::size_t rank = 0; rank < kRanks; ++rank) calls[rank].push_back(group_[rank]->allreduce(std::span(buffers[i * kRanks + rank])));
+  std::this_thread::sleep_for(std::chrono::milliseconds{60});
+  ASSERT_FALSE(calls[0][kCalls - 1].ready()) << "the machine is too fast for this test";
+  group_.pop_back();
+  for (std::size_t rank = 0; rank + 1 < kRanks; ++rank)
+    for (const auto& call : calls[rank])
+      if (const auto done = call.wait(); !done) {
+        EXPECT_NE(done.error().what.find("rank 3 (h3) is gone"), std::string::npos) << done.error().what;
+      }
+  for (const auto& call : calls[3]) EXPECT_TRUE(call.ready());
+}
+
+// A rank, rank 0 among them, is gone in the middle of calls: the others have the same sums, of the same ranks, and go on.
+TEST_F(CommunicatorTest, SurvivorsHaveTheSameSumsAndGoOn) {
+  constexpr std::size_t kCount = std::size_t{1} << 21, kCalls = 2;
+  for (const std::size_t victim : {std::size_t{0}, std::size_t{2}}) {
+    group_.clear();
+    join_all(std::chrono::seconds{60}, OnLoss::complete_among_survivors);
+    std::vector<std::vector<std::vector<std::int64_t>>> buffers(kCalls + 1);
+    std::vector<std::vector<Completion>> calls(kRanks);
+    const auto call_all = [&](std::size_t which, std::size_t without) {
+      for (int rank = 0; rank < kRanks; ++rank) buffers[which].push_back(numbers(rank, kCount));
+      for (std::size_t rank = 0; rank < kRanks; ++rank)
+        if (rank != without) calls[rank].push_back(group_[rank]->allreduce(std::span(buffers[which][rank])));
+    };
+    for (std::size_t i = 0; i < kCalls; ++i) call_all(i, kRanks);
+    std::this_thread::sleep_for(std::chrono::milliseconds{40});
+    ASSERT_FALSE(calls[victim].back().ready()) << "the machine is too fast for this test";
+    group_[victim].reset();
+    const auto gone = std::chrono::steady_clock::now();
+    call_all(kCalls, victim);
+    for (std::size_t i = 0; i <= kCalls; ++i) {
+      std::optional<std::vector<int>> ranks;
+      for (std::size_t rank = 0; rank < kRanks; ++rank) {
+        if (rank == victim) continue;
+        const auto done = calls[rank][i].wait();
+        ASSERT_TRUE(done) << done.error().what;
+        if (!ranks) ranks = done->ranks;
+        ASSERT_EQ(done->ranks, *ranks);
+        if (i == kCalls) {
+          ASSERT_EQ(ranks->size(), 3U);
+        }
+        for (std::size_t at = 0; at < kCount; at += 997) {
+          std::int64_t sum = 0;
+          for (const int each : *ranks) sum += static_cast<std::int64_t>(at) * 7 + each * 1'000'003;
+          ASSERT_EQ(buffers[i][rank][at], sum) << "call " << i << ", rank " << rank << ", element " << at;
+        }
+      }
+    }
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - gone;
+    RecordProperty("rank_" + std::to_string(victim) + "_s", std::to_string(took.count()));
+    std::printf("rank %zu gone: the last of three calls was over %.2f s later\n", victim, took.count());
   }
 }
 

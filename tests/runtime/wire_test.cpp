@@ -157,13 +157,13 @@ TEST(Wire, AProgramIsReadBackWholeAndABadOneIsNot) {
                            .chunk_bytes = 10,
                            .bytes_per_s = 5'000,
                            .wait_us = 200'000});
-  const GroupNote note{1, 2, -1, true, ProgramOffer{{3, 4}, true, program}};
+  const GroupNote note{1, 7, 2, -1, true, ProgramOffer{{3, 4}, true, program}};
   const auto frame = encode(note);
   const auto back = decode(frame.head, frame.bulk);
   ASSERT_TRUE(back);
   EXPECT_EQ(std::get<ProgramOffer>(std::get<GroupNote>(*back).note).program, program);
   program.trees[0].wait_us = -1;
-  const auto bad = encode(GroupNote{1, 2, -1, true, ProgramOffer{{3, 4}, true, program}});
+  const auto bad = encode(GroupNote{1, 7, 2, -1, true, ProgramOffer{{3, 4}, true, program}});
   EXPECT_FALSE(decode(bad.head, bad.bulk));
 }
 
@@ -179,19 +179,52 @@ std::vector<Frame> samples() {
   score.arrivals = {{3, 250, {0.5F}}};
   const auto bytes = std::make_shared<const std::vector<std::byte>>(16, std::byte{7});
   const auto floats = std::make_shared<const Floats>(Floats{1.0F, -0.0F});
+  collectives::Program program;
+  program.operation = collectives::Operation::allreduce;
+  program.ranks = 2;
+  program.bytes = 16;
+  program.members = {0, 1};
+  program.trees.push_back({0, {{1, 0, "10.0.0.2", "10.0.0.1"}}, {{0, 1, "10.0.0.1", "10.0.0.2"}}, {{0, 16}}, 8});
+  const auto note = [](NoteBody body) { return encode(GroupNote{1, 99, 7, -1, true, std::move(body)}); };
   return {encode(InferRequest{1, true, floats}), encode(WorkItem{RequestId{1}, Epoch{2}, 3, floats}),
           encode(CodedResponse{RequestId{1}, Epoch{2}, 3, 4, *floats}), encode(reply), encode(open),
           encode(WeightChunk{TransferId{1}, 2, bytes}), encode(ChunkAck{TransferId{1}, 2}), encode(StatusRequest{5}),
           encode(FaultRequest{5, "worker=w0,kill@0"}), encode(TextReply{5, "{}", "no"}),
+          encode(CollectiveChunk{{1, 2}, 3, 4, 5, Way::up, 6, SharedBytes::copy_of(*bytes)}),
+          encode(CollectiveAck{{1, 2}, 3, 4, 5, Way::down, 6, 7}),
+          note(ProgramOffer{{1, 2}, true, program}),
+          note(CallRefused{1, true, "why"}),
+          note(TroubleReport{{1, 2}, {0, 1, "10.0.0.1", ""}, 5, "slow"}),
+          note(PauseCall{{1, 2}}),
+          note(PausedAt{{1, 2}, true, 3, {4, 5}}),
+          note(PartDone{{1, 2}}),
+          note(CallOver{1}),
+          note(LinkPing{{0, 1, "", ""}}),
+          note(LinkPong{{0, 1, "", ""}}),
+          note(OfferWanted{1}),
+          note(RankPing{}),
+          note(RankPong{}),
+          note(AckWanted{{1, 2}, 3, 4, Way::up, 5, {0, 1, "", ""}}),
+          note(ViewProposed{5, {0, 2}}),
+          note(ViewReady{5, 3, {{1, -1, true}, {2, 64, false}}}),
+          note(ViewBegun{5, {0, 2}, {1, 2}}),
+          note(RankLost{3}),
           encode(BlockItem{RequestId{1}, Epoch{2}, 3, 5, 900, true, floats}), encode(score), encode(WorkerGone{3})};
 }
 
 TEST(Wire, EveryTypeIsReadBack) {
   const auto frames = samples();
-  for (std::size_t type = 0; type < frames.size(); ++type) {
-    const auto back = decode(frames[type].head, frames[type].bulk);
-    ASSERT_TRUE(back) << type;
-    EXPECT_EQ(back->index(), type < 10 ? type : type + 4) << "those of collectives have tests of their own";
+  const std::size_t notes = std::variant_size_v<NoteBody>;
+  ASSERT_EQ(frames.size(), 12 + notes + 3) << "probes have a test of their own";
+  for (std::size_t i = 0; i < frames.size(); ++i) {
+    const auto back = decode(frames[i].head, frames[i].shared ? frames[i].shared : SharedBytes{nullptr, const_cast<std::byte*>(frames[i].bulk.data()), frames[i].bulk.size()});
+    ASSERT_TRUE(back) << i;
+    if (const auto* note = std::get_if<GroupNote>(&*back)) {
+      EXPECT_EQ(note->note.index(), i - 12);
+    } else {
+      EXPECT_EQ(back->index(), i < 12 ? i : i - notes + 2);  // all notes are of one type, and then come probes
+    }
+    EXPECT_EQ(encode(*back).head, frames[i].head) << i;
   }
 }
 
