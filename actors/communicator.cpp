@@ -80,7 +80,7 @@ caf::behavior behave(Self* self, const std::shared_ptr<State>& state) {
 
 caf::actor spawn_communicator(caf::actor_system& system, CommunicatorOptions options, std::shared_ptr<FramePort> port) {
   auto state = std::make_shared<group::State>();
-  state->liveness = Liveness({options.gone_after, group::kAskAgain});
+  state->liveness = Liveness(options.liveness);
   state->options = std::move(options);
   for (int rank = 0; rank < state->ranks(); ++rank) state->members.push_back(rank);
   state->port = std::move(port);

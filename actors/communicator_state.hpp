@@ -110,6 +110,7 @@ struct State {
   std::map<std::uint64_t, std::int64_t> paused_early;  // so too: the attempt that was paused
   Liveness liveness;
   std::map<LinkKey, Instant> answered;       // when a link's other end last answered over it; of those that were asked
+  std::set<int> doubted;                     // ranks at the other ends of links that are silent
   std::map<std::uint32_t, NoteFilter> seen;  // notes that were passed on, by origin
   std::map<CallKind, collectives::ChunkTuner> tuners;  // planning rank, as are those below
   std::map<std::uint64_t, Offered> offered;
