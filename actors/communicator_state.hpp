@@ -60,6 +60,7 @@ struct Call {
   // Links on which frames of an earlier attempt were on their way: they may hold the caller's buffer for ever.
   std::vector<collectives::RankEdge> stale;
   Instant closed;
+  int held = 0;  // how often the buffer was found held after that
   bool passes_on = false;  // the call is over here; its relays only help others
   std::vector<TroubleReport> trouble;  // that was reported and must be heard: it is said again
   std::optional<ProgramOffer> later;   // came while the call was closing: others need this rank's help

@@ -154,6 +154,8 @@ void look_at_ranks(Self* self, State& state, std::set<int> ranks, Instant now) {
   }
 }
 
+constexpr int kHeldMax = 3;  // looks, half a second apart
+
 // The buffers of calls that are over here may be in frames that wait on a link for ever.
 void free_buffers(Self* self, State& state, Instant now) {
   std::vector<collectives::RankEdge> stale;
@@ -161,7 +163,8 @@ void free_buffers(Self* self, State& state, Instant now) {
   for (auto& [id, call] : state.calls) {
     if (call.stage != Stage::closing || !call.leased || now - call.closed < kAskAgain) continue;
     call.closed = now;
-    failed = failed || call.fault;
+    // Everything of it has been acknowledged: what is still held lies where nobody fetches it, as on the way to one that is lost.
+    failed = failed || call.fault || ++call.held > kHeldMax;
     for (auto& link : std::exchange(call.stale, {})) stale.push_back(std::move(link));
   }
   if (failed && state.options.hang_up) state.options.hang_up(std::nullopt);

@@ -343,6 +343,7 @@ void Transport::close() { io_->close(); }
 void Transport::hang_up() {
   {
     const std::lock_guard lock(io_->mutex);
+    io_->queue.clear();
     io_->close_all = true;
   }
   io_->ring();
@@ -351,6 +352,8 @@ void Transport::hang_up() {
 void Transport::hang_up(const actors::Peer& peer) {
   {
     const std::lock_guard lock(io_->mutex);
+    // What was handed over before would dial again and wait there for ever.
+    std::erase_if(io_->queue, [&](const auto& waiting) { return waiting.first == peer; });
     io_->close_peers.push_back(peer);
   }
   io_->ring();
