@@ -8,7 +8,18 @@ namespace {
 using collectives::RankEdge;
 using collectives::reversed;
 
+bool same_link(const RankEdge& a, const RankEdge& b) {
+  return a.from == b.from && a.to == b.to && a.from_address == b.from_address && a.to_address == b.to_address;
+}
+
 }  // namespace
+
+std::int64_t window_of(const collectives::Program& program, const RankEdge& edge) {
+  const auto that = [&](const RankEdge& other) { return same_link(edge, other); };
+  std::int64_t sharing = 0;
+  for (const auto& tree : program.trees) sharing += std::ranges::count_if(tree.up, that) + std::ranges::count_if(tree.down, that);
+  return std::clamp(kWindowsTogether / std::max<std::int64_t>(sharing, 1), kWindowMin, kWindowMax);
+}
 
 CollectiveRelayState::CollectiveRelayState(const collectives::Program& program, std::size_t tree, int rank,
                                            CollectiveBuffer buffer, std::int64_t window)
@@ -18,15 +29,15 @@ CollectiveRelayState::CollectiveRelayState(const collectives::Program& program, 
       ranks_(static_cast<int>(collectives::members_of(program).size())),
       rank_(rank),
       buffer_(std::move(buffer)),
-      window_(window),
       chunks_(collectives::chunk_count(tree_)) {
+  const auto of = [&](const RankEdge& edge) { return window > 0 ? window : window_of(program, edge); };
   for (const RankEdge& edge : tree_.up) {
-    if (edge.to == rank) up_from_.push_back({reversed(edge), 0, {}});
-    if (edge.from == rank) up_to_ = Neighbour{edge};
+    if (edge.to == rank) up_from_.push_back({reversed(edge), of(edge), 0, {}});
+    if (edge.from == rank) up_to_ = Neighbour{edge, of(edge)};
   }
   for (const RankEdge& edge : tree_.down) {
-    if (edge.to == rank) down_from_ = Source{reversed(edge), 0, {}};
-    if (edge.from == rank) down_to_.push_back({edge});
+    if (edge.to == rank) down_from_ = Source{reversed(edge), of(edge), 0, {}};
+    if (edge.from == rank) down_to_.push_back({edge, of(edge)});
   }
 }
 
@@ -62,7 +73,7 @@ void CollectiveRelayState::combine_ready(Step& step) {
   const auto arrived = [](const Source& child) { return !child.waiting.empty(); };
   // What is combined and not sent is bounded, as everything is, by the window.
   while (combined_ < chunks_ && std::ranges::all_of(up_from_, arrived) &&
-         static_cast<std::int64_t>(ready_.size()) < window_) {
+         (!up_to_ || static_cast<std::int64_t>(ready_.size()) < up_to_->window)) {
     SharedBytes sum = std::move(up_from_.front().waiting.front());
     const auto at = collectives::chunk_at(tree_, combined_);
     collectives::combine(element_, reduction_, sum.writable(), buffer_.in(at));
@@ -96,7 +107,7 @@ void CollectiveRelayState::make_known(std::int64_t index, const SharedBytes& byt
 void CollectiveRelayState::send_up(Step& step) {
   if (!up_to_) return;
   const bool leaf = up_from_.empty();
-  while (up_to_->sent < chunks_ && up_to_->sent < up_to_->acknowledged + window_ && (leaf || !ready_.empty())) {
+  while (up_to_->sent < chunks_ && up_to_->sent < up_to_->acknowledged + up_to_->window && (leaf || !ready_.empty())) {
     SharedBytes bytes;
     if (leaf) {
       const auto own = buffer_.in(collectives::chunk_at(tree_, up_to_->sent));
@@ -119,7 +130,7 @@ void CollectiveRelayState::send_up(Step& step) {
 void CollectiveRelayState::send_down(Step& step) {
   const bool from_input = is_source() && !tree_.known_at_root;
   for (Neighbour& child : down_to_) {
-    while (child.sent < known_ && child.sent < child.acknowledged + window_) {
+    while (child.sent < known_ && child.sent < child.acknowledged + child.window) {
       const auto at = collectives::chunk_at(tree_, child.sent);
       SharedBytes bytes;
       if (from_input) {
@@ -153,7 +164,7 @@ CollectiveRelayState::Step CollectiveRelayState::on_chunk(int from, Way way, std
     return step;
   if (way == Way::up) {
     const auto child = std::ranges::find(up_from_, from, [](const Source& s) { return s.back.to; });
-    if (child == up_from_.end() || child->received != index || index >= combined_ + window_) return step;
+    if (child == up_from_.end() || child->received != index || index >= combined_ + child->window) return step;
     ++child->received;
     child->waiting.push_back(std::move(bytes));
     const auto before = combined_;
@@ -162,7 +173,7 @@ CollectiveRelayState::Step CollectiveRelayState::on_chunk(int from, Way way, std
     return step;
   }
   if (!down_from_ || down_from_->back.to != from || index != known_) return step;
-  if (!keeps() && static_cast<std::int64_t>(held_.size()) >= window_) return step;
+  if (!keeps() && static_cast<std::int64_t>(held_.size()) >= down_from_->window) return step;
   make_known(index, bytes);
   const std::int64_t consumed = keeps() ? known_ : held_from_;
   step.push_back({down_from_->back, Way::down, consumed, {}, known_});

@@ -5,7 +5,7 @@
 // until the result is known, and can be counted again if the tree breaks. Way down: a chunk is laid into the caller's
 // buffer and passed on from there.
 //
-// On each edge at most `window` chunks are on their way: a chunk counts as arrived when its receiver no longer needs room
+// On each edge at most a window of chunks is on its way: a chunk counts as arrived when its receiver no longer needs room
 // for it. A relay is done when the last of its own chunks is acknowledged, not when the last has arrived: one that lets
 // go of its buffer earlier sends rubbish to slow children (measured on real links).
 // Sources: Blink (MLSys 2020), section 4; per-edge credits as in every sliding window since Cerf and Kahn, 1974.
@@ -40,13 +40,17 @@ struct CollectiveBuffer {
   }
 };
 
-inline constexpr std::int64_t kWindow = 6;  // chunks; see the header on what it bounds
+// Chunks that may be on their way on an edge; see the header on what that bounds. Trees that cross a link the same way share
+// kWindowsTogether: more would only queue up before it, and every hop of every tree would wait that much longer. At most
+// kWindowMax, which keeps one tree's link busy, and two, so that one is on its way while another is acknowledged.
+inline constexpr std::int64_t kWindowMax = 6, kWindowMin = 2, kWindowsTogether = 12;
+std::int64_t window_of(const collectives::Program& program, const collectives::RankEdge& edge);
 
 class CollectiveRelayState {
  public:
-  // REQUIRES: check(program); the rank is in the tree.
+  // window: of every edge; 0: as window_of has it. REQUIRES: check(program); the rank is in the tree.
   CollectiveRelayState(const collectives::Program& program, std::size_t tree, int rank, CollectiveBuffer buffer,
-                       std::int64_t window = kWindow);
+                       std::int64_t window = 0);
 
   struct Outgoing {
     collectives::RankEdge edge;  // from this rank
@@ -92,10 +96,12 @@ class CollectiveRelayState {
  private:
   struct Neighbour {  // that this rank sends to
     collectives::RankEdge edge;
+    std::int64_t window = 0;
     std::int64_t sent = 0, acknowledged = 0, arrived = 0, acknowledgements = 0;
   };
   struct Source {  // that it receives from
     collectives::RankEdge back;  // the edge that acknowledgements take
+    std::int64_t window = 0;
     std::int64_t received = 0;
     std::deque<SharedBytes> waiting;  // arrived, in order, not yet combined
   };
@@ -114,7 +120,7 @@ class CollectiveRelayState {
   collectives::Reduction reduction_;
   int ranks_, rank_;  // how many take part, and this one
   CollectiveBuffer buffer_;
-  std::int64_t window_, chunks_;
+  std::int64_t chunks_;
 
   std::vector<Source> up_from_;  // children, on the way up
   std::optional<Neighbour> up_to_;

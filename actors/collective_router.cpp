@@ -29,6 +29,7 @@ struct Process {
 struct CollectiveRouter::Impl {
   mutable std::mutex mutex;
   caf::actor communicator;
+  bool detached = false;  // for good
   std::map<Key, caf::actor> relays;
   std::map<Key, std::vector<Delivery>> early;
   std::map<std::uint64_t, std::uint32_t> begun;  // calls, and the last attempt at each
@@ -95,6 +96,7 @@ void CollectiveRouter::attach(const caf::actor& communicator) {
 void CollectiveRouter::detach() {
   const std::lock_guard lock(impl_->mutex);
   impl_->communicator = nullptr;
+  impl_->detached = true;
   impl_->relays.clear();
   impl_->early.clear();
   impl_->early_bytes = 0;
@@ -111,6 +113,7 @@ void CollectiveRouter::deliver(Delivery delivery) {
 
 void CollectiveRouter::add(const RunId& run, std::uint32_t tree, const caf::actor& relay) {
   const std::lock_guard lock(impl_->mutex);
+  if (impl_->detached) return;  // a relay that is kept here would never end
   const Key key{run, tree};
   impl_->relays[key] = relay;
   const auto found = impl_->early.find(key);

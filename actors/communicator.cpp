@@ -57,7 +57,15 @@ void end_a_relay(Self* self, const State& state) {
   }
 }
 
+// Relays know their communicator and it knows them: none would ever be let go.
+void leave(State& state) {
+  for (const auto& [id, call] : state.calls)
+    for (const auto& [tree, relay] : call.relays) caf::anon_send_exit(relay, caf::exit_reason::user_shutdown);
+  state.calls.clear();
+}
+
 caf::behavior behave(Self* self, const std::shared_ptr<State>& state) {
+  self->attach_functor([state] { leave(*state); });
   self->set_down_handler([=](const caf::down_msg& down) { on_relay_ended(self, *state, down); });
   return {
       [=](StartCall& start) { on_call(self, *state, std::move(start)); },
@@ -80,7 +88,7 @@ caf::behavior behave(Self* self, const std::shared_ptr<State>& state) {
 
 caf::actor spawn_communicator(caf::actor_system& system, CommunicatorOptions options, std::shared_ptr<FramePort> port) {
   auto state = std::make_shared<group::State>();
-  state->liveness = Liveness({options.gone_after, group::kAskAgain});
+  state->liveness = Liveness(options.liveness);
   state->options = std::move(options);
   for (int rank = 0; rank < state->ranks(); ++rank) state->members.push_back(rank);
   state->port = std::move(port);

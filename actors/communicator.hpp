@@ -31,6 +31,7 @@
 #include "actors/collective_router.hpp"
 #include "actors/hop_log.hpp"
 #include "actors/link_watch.hpp"
+#include "actors/liveness.hpp"
 #include "actors/ports.hpp"
 #include "collectives/group_planner.hpp"
 
@@ -82,12 +83,15 @@ struct CommunicatorOptions {
   // What is left of a program.
   std::function<collectives::Expected<collectives::Program>(const CallKind&, const collectives::Program&,
                                                             const std::vector<collectives::RankProgress>&)> resume;
+  // Whether links that are slow can be planned around, in calls of this kind; nothing: they can.
+  std::function<bool(const CallKind&, const Ranks& members)> can_resume;
   // From now on a link carries so little; 0: nothing.
   std::function<void(const collectives::RankEdge& link, std::int64_t bytes_per_s)> degrade;
   // Calls of at least so many bytes try which number of chunks is fastest, until that is settled. INT64_MAX: none does.
   std::int64_t tune_from = std::int64_t{1} << 20;
   Duration patience = std::chrono::minutes{5};   // a call that stands still for so long has failed
-  Duration gone_after = std::chrono::seconds{2}; // a rank that does not answer for so long is gone
+  LivenessOptions liveness;
+  std::function<Door(int rank)> knock;           // what a rank's host says of its port; nothing: nobody is asked
   LinkWatchOptions watch;
   std::shared_ptr<HopLog> hops;  // where this rank's relays note what arrives; nothing: nowhere
   // Forgets what is queued for a peer over a link that is at fault, or, nothing named, for everyone.

@@ -128,7 +128,10 @@ void on_trouble(Self* self, State& state, int origin, const TroubleReport& repor
     if (state.options.degrade)
       state.options.degrade(report.link, static_cast<std::int64_t>(std::min<std::uint64_t>(report.bytes_per_s, INT64_MAX)));
   }
-  if (state.replans.contains(id) || (report.bytes_per_s > 0 && report.run.attempt % kAttemptsPerView >= kAttemptsForSlowness)) return;
+  if (state.replans.contains(id)) return;
+  const bool slow = report.bytes_per_s > 0;
+  if (slow && report.run.attempt % kAttemptsPerView >= kAttemptsForSlowness) return;
+  if (slow && state.options.can_resume && !state.options.can_resume(offered->second.kind, state.members)) return;
   if (report.run.attempt % kAttemptsPerView + 1 >= kAttemptsMax)
     return fail_everywhere(self, state, id, "call " + std::to_string(id) + " broke off too often: " + report.what);
   state.replans[id] = {self->clock().now(), {}, 0};

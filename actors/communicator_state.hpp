@@ -60,6 +60,7 @@ struct Call {
   // Links on which frames of an earlier attempt were on their way: they may hold the caller's buffer for ever.
   std::vector<collectives::RankEdge> stale;
   Instant closed;
+  int held = 0;  // how often the buffer was found held after that
   bool passes_on = false;  // the call is over here; its relays only help others
   std::vector<TroubleReport> trouble;  // that was reported and must be heard: it is said again
   std::optional<ProgramOffer> later;   // came while the call was closing: others need this rank's help
@@ -110,6 +111,7 @@ struct State {
   std::map<std::uint64_t, std::int64_t> paused_early;  // so too: the attempt that was paused
   Liveness liveness;
   std::map<LinkKey, Instant> answered;       // when a link's other end last answered over it; of those that were asked
+  std::set<int> doubted;                     // ranks at the other ends of links that are silent
   std::map<std::uint32_t, NoteFilter> seen;  // notes that were passed on, by origin
   std::map<CallKind, collectives::ChunkTuner> tuners;  // planning rank, as are those below
   std::map<std::uint64_t, Offered> offered;

@@ -44,6 +44,7 @@ void let_go_of_link(Self* self, State& state, const LinkFinding& found) {
 void look_at_links(Self* self, State& state, Instant now) {
   std::map<std::uint64_t, std::map<LinkKey, LinkSample>> samples;
   std::map<LinkKey, int> sharing;
+  state.doubted.clear();
   for (const auto& [id, call] : state.calls) {
     if (call.stage != Stage::running || call.fault) continue;
     for (const auto& [key, sample] : samples[id] = samples_of(state, call))
@@ -55,11 +56,13 @@ void look_at_links(Self* self, State& state, Instant now) {
     std::vector<LinkSample> shared;
     for (auto& [key, sample] : own) {
       sample.planned_bytes_per_s /= std::max(sharing[key], 1);
+      sample.peer_silent = !state.liveness.heard_since(sample.link.to, now - 2 * kAskAgain);
       shared.push_back(sample);
     }
     const auto verdicts = call->second.watch.look(now, shared);
     for (const auto& link : verdicts.ask) {
       state.answered.try_emplace(key_of(link));
+      state.doubted.insert(link.to);
       tell_over(state, link, LinkPing{link});
     }
     for (const auto& found : verdicts.findings) let_go_of_link(self, state, found);
@@ -139,15 +142,19 @@ void look_at_ranks(Self* self, State& state, std::set<int> ranks, Instant now) {
     for (const int rank : state.members)
       if (!replan.told.contains(rank)) ranks.insert(rank);
   ranks.merge(awaited_for_view(state));
+  ranks.insert(state.doubted.begin(), state.doubted.end());
   ranks.erase(state.options.rank);
   for (const int rank : ranks) {
     if (state.lost.contains(rank)) continue;
     if (has_been_here(state, rank)) state.liveness.came(rank);
-    const auto verdict = state.liveness.await(rank, now);
+    const bool knocks = state.options.knock && state.liveness.is_silent(rank, now);
+    const auto verdict = state.liveness.await(rank, now, knocks ? state.options.knock(rank) : Door::silent);
     if (verdict.ask) tell(state, rank, RankPing{}, verdict.by_every_way);
     if (verdict.gone) lose(self, state, rank);
   }
 }
+
+constexpr int kHeldMax = 3;  // looks, half a second apart
 
 // The buffers of calls that are over here may be in frames that wait on a link for ever.
 void free_buffers(Self* self, State& state, Instant now) {
@@ -156,7 +163,8 @@ void free_buffers(Self* self, State& state, Instant now) {
   for (auto& [id, call] : state.calls) {
     if (call.stage != Stage::closing || !call.leased || now - call.closed < kAskAgain) continue;
     call.closed = now;
-    failed = failed || call.fault;
+    // Everything of it has been acknowledged: what is still held lies where nobody fetches it, as on the way to one that is lost.
+    failed = failed || call.fault || ++call.held > kHeldMax;
     for (auto& link : std::exchange(call.stale, {})) stale.push_back(std::move(link));
   }
   if (failed && state.options.hang_up) state.options.hang_up(std::nullopt);

@@ -66,10 +66,11 @@ LinkVerdicts LinkWatch::look(Instant now, std::span<const LinkSample> samples) {
       seen.planned = sample.planned_bytes_per_s;
     }
     seen.busy = true;
+    if (sample.peer_silent) seen.peer_silent = now;
     if (seen.told) continue;
     const auto silent = now - std::max(seen.moved, sample.answered), silence_most = silence_max(sample);
     std::optional<LinkFinding> found;
-    if (silent >= silence_most) {
+    if (silent >= silence_most && now - seen.peer_silent >= options_.after_peer) {
       found = LinkFinding{sample.link, LinkFault::dead};
     } else if (was_lost(seen, sample, now)) {
       found = LinkFinding{sample.link, LinkFault::lost};

@@ -3,7 +3,8 @@
 // Only a link that has something on its way at every look is judged: how fast it is then is how fast it can be. One that
 // waits for data from elsewhere is empty now and then, and is not blamed. Nor is one whose other end has not made the call
 // yet: before a link is taken for dead it is asked, and has answered nothing either. Links by which data is awaited are
-// asked too: whoever should send it may be gone, with nothing on its way to it that would tell.
+// asked too: whoever should send it may be gone, with nothing on its way to it that would tell. Where the other end says
+// nothing by any other way either, that is not the link's fault, and the rank is asked instead (liveness.hpp).
 //
 // A connection that broke and was made again has lost what was on its way, and answers. Frames keep their order: when the
 // answer has come, and the other end has acknowledged the same as before since, that is what has happened.
@@ -22,6 +23,7 @@ namespace coppice::actors {
 
 struct LinkWatchOptions {
   Duration dead_after = std::chrono::milliseconds{1'500};
+  Duration after_peer = std::chrono::milliseconds{300};  // since its other end was last silent altogether
   Duration judged_over = std::chrono::milliseconds{1'000};
   double slow_below = 0.7;  // of what was planned
   int chunks_min = 8;       // that a verdict of slowness rests on
@@ -41,6 +43,7 @@ struct LinkSample {
   bool awaited = false;               // something should come from its other end
   std::int64_t received_bytes = 0;
   std::int64_t planned_back_bytes_per_s = 0;  // of what comes; 0: not known
+  bool peer_silent = false;                   // its other end has said nothing of late, by whatever way
 };
 
 enum class LinkFault : std::uint8_t { slow, dead, lost };
@@ -66,7 +69,7 @@ class LinkWatch {
  private:
   struct Seen {
     bool busy = false, told = false, told_slow = false;
-    Instant since, moved;
+    Instant since, moved, peer_silent;
     std::int64_t at_since = 0, arrived = 0, received = 0, planned = 0;
     std::optional<std::int64_t> acknowledgements;  // when the link had answered since it moved last
   };

@@ -72,9 +72,21 @@ Expected<Program> GroupPlanner::passing_on(const CallKind& kind, int from, const
 
 Expected<Program> GroupPlanner::resume(const CallKind& kind, const Program& program,
                                        const std::vector<RankProgress>& progress) const {
-  const auto replan = [&](Operation operation, int root) { return plan(operation, root, program.members); };
+  const auto replan = [&](Operation operation, int root) {
+    auto own = plan(operation, root, program.members);
+    if (own || planner_ == Planner::exact) return own;
+    auto wanted = request(operation, root, program.members);
+    wanted.planner = Planner::exact;
+    return make_plan(topology_, wanted);
+  };
   return collectives::resume(program, progress, kind.root, replan, participants_, topology_,
                              std::max<std::int64_t>(chunks_of(program), 1));
+}
+
+bool GroupPlanner::can_resume(const CallKind& kind, const std::vector<int>& members) const {
+  if (planner_ == Planner::exact) return true;
+  const int source = kind.root >= 0 ? kind.root : members.empty() ? 0 : members.front();
+  return plan(kind.operation, kind.root, members) && plan(Operation::broadcast, source, members);
 }
 
 void GroupPlanner::degrade(const RankEdge& edge, std::int64_t bytes_per_s) {

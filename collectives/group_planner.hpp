@@ -41,9 +41,13 @@ class GroupPlanner {
   Expected<Program> program(const CallKind& kind, std::int64_t chunks, const std::vector<int>& members = {}) const;
   // A broadcast that goes on from a rank that has all of it.
   Expected<Program> passing_on(const CallKind& kind, int from, const std::vector<int>& members) const;
-  // What is left of a program, among its members. Errors: as collectives::resume's.
+  // What is left of a program, among its members; by the exact planner where this one has no plan for it: some plan a few
+  // operations only, and nothing may be lost for that. Errors: as collectives::resume's.
   Expected<Program> resume(const CallKind& kind, const Program& program, const std::vector<RankProgress>& progress) const;
 
+  // Whether this planner itself has a plan for what may be left of such a call. Where it has none, a link that is only slow
+  // is better gone on with.
+  bool can_resume(const CallKind& kind, const std::vector<int>& members) const;
   // From now on a rank's edge to another carries so much, never more than before; 0: nothing. Where switches are between
   // the two, the last link is taken to be at fault, in proportion: what else comes over it is still there.
   void degrade(const RankEdge& edge, std::int64_t bytes_per_s);

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "actors/type_ids.hpp"
+#include "runtime/doorsteps.hpp"
 #include "runtime/prober.hpp"
 #include "runtime/transport.hpp"
 
@@ -256,6 +257,12 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   };
   communicate.resume = [raw = parts.get()](const CallKind& kind, const collectives::Program& program, const auto& progress) {
     return raw->planner().resume(kind, program, progress);
+  };
+  communicate.can_resume = [raw = parts.get()](const CallKind& kind, const std::vector<int>& members) {
+    return raw->planner().can_resume(kind, members);
+  };
+  communicate.knock = [doorsteps = std::make_shared<Doorsteps>(kept.cluster.hosts), names](int rank) {
+    return doorsteps->knock(names[static_cast<std::size_t>(rank)]);
   };
   communicate.degrade = [raw = parts.get()](const collectives::RankEdge& edge, std::int64_t rate) { raw->degrade(edge, rate); };
   communicate.neighbours = neighbours_of(*topology, kept.name, names);

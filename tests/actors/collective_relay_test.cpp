@@ -21,7 +21,7 @@ namespace {
 // All relays of a program. Each edge keeps its order; which edge delivers next is drawn from a seed.
 class Network {
  public:
-  Network(const Program& program, std::vector<CollectiveBuffer> buffers, unsigned seed, std::int64_t window = kWindow)
+  Network(const Program& program, std::vector<CollectiveBuffer> buffers, unsigned seed, std::int64_t window = 0)
       : program_(program), window_(window), random_(seed) {
     for (std::size_t tree = 0; tree < program.trees.size(); ++tree)
       for (int rank = 0; rank < program.ranks; ++rank)
@@ -277,6 +277,22 @@ TEST(CollectiveRelay, InPlaceAndWithinItsWindow) {
     made.out = made.in;
     expect_right(made, 0, Reduction::sum);
   }
+}
+
+TEST(CollectiveRelay, TreesThatShareALinkShareItsWindow) {
+  Program program;
+  program.ranks = 3;
+  const auto tree = [&](int root, std::vector<RankEdge> up, std::vector<RankEdge> down) {
+    program.trees.push_back({root, std::move(up), std::move(down), {}, 8});
+  };
+  tree(0, {}, {{0, 1, "a", "b"}, {0, 2}});
+  EXPECT_EQ(window_of(program, {0, 1, "a", "b"}), kWindowMax);
+  for (int i = 0; i < 3; ++i) tree(0, {{0, 1, "a", "b"}}, {});
+  EXPECT_EQ(window_of(program, {0, 1, "a", "b"}), 3);
+  EXPECT_EQ(window_of(program, {0, 1, "a", "c"}), kWindowMax) << "a link beside it";
+  EXPECT_EQ(window_of(program, {1, 0, "b", "a"}), kWindowMax) << "the other way";
+  for (int i = 0; i < 50; ++i) tree(0, {}, {{0, 1, "a", "b"}});
+  EXPECT_EQ(window_of(program, {0, 1, "a", "b"}), kWindowMin);
 }
 
 // Trees are given up at a random moment, several times over, and what is left takes new trees on links that have changed.

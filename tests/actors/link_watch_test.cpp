@@ -12,11 +12,11 @@ class Watched {
  public:
   LinkVerdicts look(std::int64_t sent, std::int64_t arrived) {
     now_ += 100ms;
-    const LinkSample sample{{0, 1, "10.0.0.1", "10.0.0.2", switched}, sent, arrived, planned, 10'000, answered_, acknowledgements, awaited, received};
+    const LinkSample sample{{0, 1, "10.0.0.1", "10.0.0.2", switched}, sent, arrived, planned, 10'000, answered_, acknowledgements, awaited, received, 0, peer_silent};
     return watch_.look(now_, std::span(&sample, 1));
   }
   void answer() { answered_ = now_; }
-  bool switched = false, awaited = false;
+  bool switched = false, awaited = false, peer_silent = false;
   std::int64_t planned = 1'000'000, acknowledgements = 0, received = 0;
 
  private:
@@ -81,6 +81,21 @@ TEST(LinkWatch, OneThatIsSilentIsAskedAndThenDead) {
   }
   EXPECT_GT(asked, 5);
   EXPECT_NEAR(looks, 15, 2);
+}
+
+// A rank that gets no processor is silent on all its links, and then on none.
+TEST(LinkWatch, WhereTheRankItselfIsSilentTheLinkIsNotBlamed) {
+  Watched link;
+  link.peer_silent = true;
+  for (int i = 0; i < 100; ++i) {
+    const auto verdicts = link.look(60'000, 0);
+    ASSERT_TRUE(verdicts.findings.empty());
+    EXPECT_EQ(verdicts.ask.empty(), i < 4) << i;
+  }
+  link.peer_silent = false;  // it speaks again, by other ways: now the link is to blame
+  int looks = 0;
+  while (link.look(60'000, 0).findings.empty() && looks < 100) ++looks;
+  EXPECT_EQ(looks, 2);
 }
 
 TEST(LinkWatch, OneWhoseOtherEndAnswersIsWaitedForHoweverLong) {

@@ -40,6 +40,30 @@ TEST(Liveness, OneThatAnswersIsNotGoneAndOneThatDoesNotIs) {
   EXPECT_EQ(asked, 4);
 }
 
+// One that gets no processor: its host takes connections for it. That of one that was killed refuses them.
+TEST(Liveness, WhatTheDoorSaysDecidesHowLongOneIsWaitedFor) {
+  const auto looks_until_gone = [](Door door) {
+    Liveness liveness;
+    liveness.heard(1, kStart - 1min);
+    int looks = 0;
+    while (!liveness.await(1, kStart + looks * 100ms, door).gone && looks < 1'000) ++looks;
+    return looks;
+  };
+  EXPECT_EQ(looks_until_gone(Door::refused), 10);
+  EXPECT_EQ(looks_until_gone(Door::silent), 20);
+  EXPECT_EQ(looks_until_gone(Door::open), 200);
+}
+
+TEST(Liveness, NoDoorIsKnockedAtBeforeThereIsSilence) {
+  Liveness liveness;
+  EXPECT_FALSE(liveness.is_silent(1, kStart)) << "it never came";
+  liveness.heard(1, kStart);
+  for (int i = 0; i < 20; ++i) {
+    liveness.await(1, kStart + i * 100ms);
+    EXPECT_EQ(liveness.is_silent(1, kStart + i * 100ms), i >= 5);
+  }
+}
+
 // This process was stopped for a while: whoever it waits for was not silent for its sake.
 TEST(Liveness, APauseOfOnesOwnIsHeldAgainstNobody) {
   Liveness liveness;

@@ -10,11 +10,11 @@
 namespace coppice::collectives {
 namespace {
 
-GroupPlanner planner_of(const char* name) {
+GroupPlanner planner_of(const char* name, Planner planner = Planner::exact) {
   auto topology = builtin_topology(name).value();
   topology.unit = "MB/s";
   const auto nodes = hosts(topology);
-  return {topology, nodes};
+  return {topology, nodes, planner};
 }
 
 TEST(GroupPlanner, PlansAndPrograms) {
@@ -82,6 +82,22 @@ TEST(GroupPlanner, ALinkCarriesNeverMoreThanBefore) {
   EXPECT_LT(planner.plan(Operation::broadcast, 0)->rate, before);
   planner.degrade({0, 1}, 1'000'000);
   EXPECT_LT(planner.plan(Operation::broadcast, 0)->rate, before) << "it is gone";
+}
+
+// rs_ag has no plan of a broadcast, which what is known already has to be passed on by.
+TEST(GroupPlanner, WhatAPlannerHasNoPlanForIsResumedByTheExactOne) {
+  auto planner = planner_of("complete-4", Planner::rs_ag);
+  const CallKind kind{Operation::allreduce, Element::int64, Reduction::sum, -1, 64'000};
+  EXPECT_FALSE(planner.can_resume(kind, {}));
+  EXPECT_TRUE(planner_of("complete-4").can_resume(kind, {}));
+  const auto program = planner.program(kind, 10).value();
+  std::vector<RankProgress> progress(4, {false, std::vector<std::int64_t>(program.trees.size(), 2)});
+  progress[1].known.assign(program.trees.size(), 5);
+  planner.degrade({0, 1}, 0);
+  const auto rest = planner.resume(kind, program, progress);
+  ASSERT_TRUE(rest) << rest.error().what;
+  EXPECT_TRUE(check(*rest));
+  EXPECT_TRUE(std::ranges::any_of(rest->trees, [](const auto& tree) { return tree.known_at_root && tree.root == 1; }));
 }
 
 TEST(GroupPlanner, BehindSwitchesTheLastLinkIsAtFault) {

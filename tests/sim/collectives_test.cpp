@@ -2,11 +2,10 @@
 // and nothing hangs.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <numeric>
 #include <set>
 
 #include "tests/sim/group_sim.hpp"
+#include "tests/sim/seeds.hpp"
 
 namespace {
 
@@ -17,14 +16,6 @@ using collectives::Operation;
 using collectives::Reduction;
 
 constexpr const char* kTopologies[] = {"complete-4", "ring-5", "star-5", "random-7-3"};
-
-// COPPICE_SIM_SEED: that one alone.
-std::vector<std::uint64_t> seeds(std::uint64_t count) {
-  std::vector<std::uint64_t> out(count);
-  std::iota(out.begin(), out.end(), 1);
-  if (const char* one = std::getenv("COPPICE_SIM_SEED")) out.assign(1, std::strtoull(one, nullptr, 10));
-  return out;
-}
 
 GroupOptions seeded(std::uint64_t seed, const char* topology = nullptr) {
   GroupOptions options;
@@ -89,7 +80,7 @@ TEST(Collectives, ARankThatDiesAtAnyMomentIsNamedByAllAndNothingHangs) {
     }
   }
   EXPECT_GT(failed, 400);
-  EXPECT_LT(ms(longest), 13'000) << "behind switches a link is given 6 s";
+  EXPECT_LT(ms(longest), 4'000);
 }
 
 TEST(Collectives, LinksThatAreCutAreGoneRound) {
@@ -315,7 +306,7 @@ TEST(Survivors, HaveTheSameResultWhoeverDiesAndWhenever) {
   EXPECT_GT(without, 400);
   EXPECT_GT(with_all, 400);
   EXPECT_GT(refused, 20) << "of calls whose root died";
-  EXPECT_LT(ms(longest), 15'000);
+  EXPECT_LT(ms(longest), 5'000);
 }
 
 TEST(Survivors, GoOnWhenOneAfterAnotherDies) {

@@ -149,6 +149,7 @@ struct Group::Inside {
   void carry(int from, std::uint64_t life, const Peer& to, DataMessage message);
   void deliver(int from, const Peer& to, std::uint64_t connection);
   bool passes(int from, const Peer& to) const;
+  bool reaches(int from, int target) const;  // the host
   std::vector<int> way(int from, int to) const;
   double rate(int from, int to) const;
   void hang_up(int from, const std::optional<Peer>& peer);
@@ -226,6 +227,11 @@ void Group::Inside::start(int rank) {
   communicate.resume = [planner](const CallKind& kind, const collectives::Program& program, const auto& progress) {
     return (*planner)->resume(kind, program, progress);
   };
+  communicate.can_resume = [planner](const CallKind& kind, const std::vector<int>& members) { return (*planner)->can_resume(kind, members); };
+  communicate.knock = [this, rank](int other) {
+    if (!reaches(rank, other)) return Door::silent;
+    return processes[size_of(other)].alive ? Door::open : Door::refused;
+  };
   communicate.degrade = [planner](const collectives::RankEdge& edge, std::int64_t rate) { (*planner)->degrade(edge, rate); };
   for (const auto& link : topology.links) {
     const int own = nodes[size_of(rank)];
@@ -295,7 +301,10 @@ std::vector<int> Group::Inside::way(int from, int to) const {
 
 bool Group::Inside::passes(int from, const Peer& to) const {
   const int target = rank_of(to.name);
-  if (!processes[size_of(target)].alive) return false;
+  return processes[size_of(target)].alive && reaches(from, target);
+}
+
+bool Group::Inside::reaches(int from, int target) const {
   const auto path = way(nodes[size_of(from)], nodes[size_of(target)]);
   for (std::size_t i = 0; i + 1 < path.size(); ++i)
     if (cuts.contains({std::min(path[i], path[i + 1]), std::max(path[i], path[i + 1])})) return false;
