@@ -5,6 +5,7 @@
 #include <mutex>
 #include <optional>
 
+#include "actors/ack_ledger.hpp"
 #include "actors/communicator.hpp"
 
 namespace coppice::actors {
@@ -51,6 +52,7 @@ struct CollectiveRelayOptions {
   std::vector<std::string> names;
   std::shared_ptr<RelayProgress> progress;
   std::shared_ptr<HopLog> hops;
+  std::shared_ptr<AckLedger> acks = {};  // where its acknowledgements wait for others; none: they are sent at once
 };
 
 // Sends nothing of its own accord before BeginRelay, and quits when it is done or told to.
@@ -63,6 +65,11 @@ struct RelayDone {  // relay -> communicator
   RunId run;
   std::uint32_t tree = 0;
 };
+struct RelayKnows {  // relay -> communicator: the tree's part of the result is in place, though not all is acknowledged
+  RunId run;
+  std::uint32_t tree = 0;
+};
+struct SendAcks {};  // that wait in the ledger
 struct CallDiffers {  // relay or router -> communicator: a rank carries out another call under the same number
   RunId run;
   std::string from;

@@ -11,6 +11,7 @@ struct State {
   CollectiveRelayState relay;
   std::shared_ptr<FramePort> port;
   caf::actor communicator;
+  bool knows = false;  // and has said so
 };
 
 int rank_of(const State& state, const std::string& name) {
@@ -19,21 +20,25 @@ int rank_of(const State& state, const std::string& name) {
   return found == names.end() ? -1 : static_cast<int>(found - names.begin());
 }
 
-void send(State& state, CollectiveRelayState::Outgoing& out) {
+void send(caf::event_based_actor* self, State& state, CollectiveRelayState::Outgoing& out) {
   const auto& o = state.options;
   const auto index = static_cast<std::uint64_t>(out.index);
-  if (out.bytes)
-    state.port->send(far_end(out.edge, o.names), CollectiveChunk{o.run, o.kind, o.session, o.tree, out.way, index, std::move(out.bytes)});
-  else
-    state.port->send(far_end(out.edge, o.names),
-                     CollectiveAck{o.run, o.kind, o.session, o.tree, out.way, index, static_cast<std::uint64_t>(out.arrived)});
+  const Peer to = far_end(out.edge, o.names);
+  if (out.bytes) return state.port->send(to, CollectiveChunk{o.run, o.kind, o.session, o.tree, out.way, index, std::move(out.bytes)});
+  CollectiveAck ack{o.run, o.kind, o.session, o.tree, out.way, index, static_cast<std::uint64_t>(out.arrived)};
+  if (!o.acks) return state.port->send(to, ack);
+  if (o.acks->add(*state.port, to, ack)) self->delayed_send(state.communicator, AckLedger::kSoon, SendAcks{});
 }
 
 void carry_out(caf::event_based_actor* self, State& state, CollectiveRelayState::Step step) {
   // Before anything is sent: what is let go of with a link must have been counted as on its way.
   state.options.progress->update(state.relay, self->clock().now());
-  for (auto& out : step) send(state, out);
-  if (!state.relay.done()) return;
+  for (auto& out : step) send(self, state, out);
+  if (!state.relay.done()) {
+    if (!state.options.acks || state.knows || state.relay.known() < state.relay.chunks()) return;
+    state.knows = true;
+    return self->send(state.communicator, RelayKnows{state.options.run, state.options.tree});
+  }
   self->send(state.communicator, RelayDone{state.options.run, state.options.tree});
   self->quit();
 }
@@ -65,7 +70,7 @@ void on_delivery(caf::event_based_actor* self, State& state, Delivery& delivery)
 caf::behavior behave(caf::event_based_actor* self, const std::shared_ptr<State>& state) {
   return {
       [=](const RemindRelay&) {
-        for (auto& out : state->relay.reminders()) send(*state, out);
+        for (auto& out : state->relay.reminders()) send(self, *state, out);
       },
       [=](const BeginRelay&) { carry_out(self, *state, state->relay.begin()); },
       [=](Delivery& delivery) { on_delivery(self, *state, delivery); },

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "actors/collective_messages.hpp"
+#include "actors/on_this_thread.hpp"
 #include "actors/type_ids.hpp"
 
 namespace coppice::actors {
@@ -13,6 +14,13 @@ using Key = std::pair<RunId, std::uint32_t>;  // and tree
 
 // Calls that are over here come back when others take new trees: this rank may have to pass their chunks on.
 constexpr std::uint64_t kComeBack = 64;
+
+constexpr std::size_t kSmall = std::size_t{64} << 10;  // bytes of a chunk that is dealt with where it came
+
+bool is_small(const Delivery& delivery) {
+  const auto* chunk = std::get_if<CollectiveChunk>(&delivery.message);
+  return chunk && chunk->bytes.size <= kSmall;
+}
 
 std::size_t size_of(const Delivery& delivery) {
   const auto* chunk = std::get_if<CollectiveChunk>(&delivery.message);
@@ -65,7 +73,7 @@ struct CollectiveRouter::Impl {
     return Sender::anew;
   }
 
-  void pass(const Key& key, std::uint64_t session, Delivery delivery, std::size_t bytes_max) {
+  void pass(const Key& key, std::uint64_t session, Delivery delivery, std::size_t bytes_max, caf::execution_unit* unit) {
     const std::lock_guard lock(mutex);
     switch (admit(delivery.from.name, session)) {
       case Sender::stale: return;
@@ -76,8 +84,7 @@ struct CollectiveRouter::Impl {
     }
     if (const auto found = relays.find(key); found != relays.end()) {
       processes[delivery.from.name].gave_data = true;
-      caf::anon_send(found->second, std::move(delivery));
-      return;
+      return tell(found->second, unit, caf::make_message(std::move(delivery)));
     }
     const std::size_t size = size_of(delivery);
     if (is_past(key.first) || early_bytes + size > bytes_max) return;
@@ -102,11 +109,15 @@ void CollectiveRouter::detach() {
   impl_->early_bytes = 0;
 }
 
-void CollectiveRouter::deliver(Delivery delivery) {
+void CollectiveRouter::deliver(Delivery delivery, caf::execution_unit* unit) {
   if (const auto* chunk = std::get_if<CollectiveChunk>(&delivery.message))
-    return impl_->pass({chunk->run, chunk->tree}, chunk->session, std::move(delivery), bytes_max_);
+    return impl_->pass({chunk->run, chunk->tree}, chunk->session, std::move(delivery), bytes_max_, is_small(delivery) ? unit : nullptr);
   if (const auto* ack = std::get_if<CollectiveAck>(&delivery.message))
-    return impl_->pass({ack->run, ack->tree}, ack->session, std::move(delivery), bytes_max_);
+    return impl_->pass({ack->run, ack->tree}, ack->session, std::move(delivery), bytes_max_, nullptr);
+  if (const auto* acks = std::get_if<CollectiveAcks>(&delivery.message)) {
+    for (const auto& ack : acks->acks) impl_->pass({ack.run, ack.tree}, ack.session, {delivery.from, ack}, bytes_max_, unit);
+    return;
+  }
   const std::lock_guard lock(impl_->mutex);
   if (impl_->communicator) caf::anon_send(impl_->communicator, std::move(delivery));
 }

@@ -19,7 +19,8 @@ class CollectiveRouter {
 
   void attach(const caf::actor& communicator);  // takes GroupNotes
   void detach();                                // lets go of every actor
-  void deliver(Delivery delivery);              // chunks, acknowledgements, notes
+  // Chunks, acknowledgements, notes. unit: where those that a small one wakes are to run; none: where the scheduler says.
+  void deliver(Delivery delivery, caf::execution_unit* unit = nullptr);
   void add(const RunId& run, std::uint32_t tree, const caf::actor& relay);
   void remove(const RunId& run, std::uint32_t tree);
   // All relays of the run are here: what comes for it and finds none, or for an earlier attempt, is of the past.

@@ -73,6 +73,8 @@ caf::behavior behave(Self* self, const std::shared_ptr<State>& state) {
         if (auto* note = std::get_if<GroupNote>(&delivery.message)) on_note(self, *state, delivery.from.name, *note);
       },
       [=](const RelayDone& done) { on_relay_done(self, *state, done); },
+      [=](const RelayKnows& knows) { on_relay_knows(self, *state, knows); },
+      [=](const SendAcks&) { state->options.acks->flush(*state->port); },
       [=](const CallDiffers& differs) { on_call_differs(self, *state, differs); },
       [=](const PeerReplaced& peer) {
         if (const int rank = state->rank_of(peer.name); rank >= 0) lose(self, *state, rank);

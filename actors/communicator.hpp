@@ -27,6 +27,7 @@
 #include <utility>
 #include <vector>
 
+#include "actors/ack_ledger.hpp"
 #include "actors/collective_relay_state.hpp"
 #include "actors/collective_router.hpp"
 #include "actors/hop_log.hpp"
@@ -89,6 +90,10 @@ struct CommunicatorOptions {
   std::function<void(const collectives::RankEdge& link, std::int64_t bytes_per_s)> degrade;
   // Calls of at least so many bytes try which number of chunks is fastest, until that is settled. INT64_MAX: none does.
   std::int64_t tune_from = std::int64_t{1} << 20;
+  // Broadcasts and allreduces of at most so many bytes are done in a copy: who has the result has it before everyone has
+  // acknowledged what it sent. The same at all ranks; 0: none are.
+  std::int64_t eager_bytes = std::int64_t{64} << 10;
+  std::shared_ptr<AckLedger> acks = std::make_shared<AckLedger>();
   Duration patience = std::chrono::minutes{5};   // a call that stands still for so long has failed
   LivenessOptions liveness;
   std::function<Door(int rank)> knock;           // what a rank's host says of its port; nothing: nobody is asked

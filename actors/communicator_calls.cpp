@@ -44,22 +44,35 @@ CallResult result_of(const Call& call, Instant now) {
   return report;
 }
 
+// Acknowledgements of such calls are in no hurry: no credit is needed, and no caller waits for them.
+bool is_eager(const State& state, const CallKind& kind, const Program& program) {
+  return kind.bytes <= state.options.eager_bytes && state.options.on_loss == OnLoss::fail &&
+         (kind.operation == collectives::Operation::broadcast || kind.operation == collectives::Operation::allreduce) &&
+         std::ranges::all_of(program.trees, [](const auto& tree) { return collectives::chunk_count(tree) <= kWindowMin; });
+}
+
+void tell_caller(Self* self, Call& call) {
+  const auto done = std::exchange(call.start.done, nullptr);
+  if (!done) return;
+  auto result = result_of(call, self->clock().now());
+  if (result && call.eager_output)
+    std::memcpy(call.eager_output, call.start.buffer.output, static_cast<std::size_t>(call.start.kind.bytes));
+  done(std::move(result));
+}
+
 void complete_if_over(Self* self, State& state, std::uint64_t id) {
   auto& call = state.calls.at(id);
   if (call.leased || (!call.fault && call.stage != Stage::closing)) return;
   const Instant now = self->clock().now();
   if (state.plans()) learn(state, call, now);
-  const auto done = std::move(call.start.done);
   const auto later = std::move(call.later);
-  // Who only passes on has no program when it failed before it had one.
-  auto result = call.passes_on ? CallResult{} : result_of(call, now);
+  tell_caller(self, call);
   if (!call.fault) state.finished[id] = call.attempt;
   if (!call.fault && commits(state, call.start.kind))  // everyone was done with it
     for (const int rank : state.members) state.liveness.came(rank);
   if (state.finished.size() > kHistory) state.finished.erase(state.finished.begin());
   state.calls.erase(id);
   state.options.router->forget_below(state.calls.empty() ? state.next_call : state.calls.begin()->first);
-  if (done) done(std::move(result));
   if (later && !state.broken) on_offer(self, state, *later);
 }
 
@@ -97,7 +110,8 @@ void spawn_relays(Self* self, State& state, const RunId& run_id, Call& call) {
     if (!collectives::takes_part(trees[tree], state.options.rank)) continue;
     auto progress = std::make_shared<RelayProgress>();
     auto relay = spawn_collective_relay(
-        self->system(), {run_id, fingerprint(call.start.kind), tree, state.options.session, state.options.names, progress, state.options.hops},
+        self->system(), {run_id, fingerprint(call.start.kind), tree, state.options.session, state.options.names, progress, state.options.hops,
+                         is_eager(state, call.start.kind, *call.program) ? state.options.acks : nullptr},
         CollectiveRelayState(*call.program, tree, state.options.rank, call.start.buffer), state.port, me);
     self->monitor(relay);
     if (trees[tree].wait_us > 0)
@@ -126,6 +140,23 @@ void keep_input(const State& state, StartCall& start) {
   buffer.input = buffer.kept.get();
 }
 
+// The caller has its buffer back as soon as the result is known. Not for whoever is far ahead of the others: it waits.
+void work_in_a_copy(const State& state, Call& call) {
+  const auto& kind = call.start.kind;
+  auto& buffer = call.start.buffer;
+  constexpr std::size_t kAheadMax = 64;  // calls
+  const bool combines = kind.operation == collectives::Operation::allreduce;
+  if (kind.bytes == 0 || kind.bytes > state.options.eager_bytes || state.options.on_loss != OnLoss::fail || !buffer.output ||
+      !(combines || kind.operation == collectives::Operation::broadcast) || state.calls.size() > kAheadMax)
+    return;
+  const auto bytes = static_cast<std::size_t>(kind.bytes);
+  std::shared_ptr<std::byte[]> own(new std::byte[bytes]);
+  if (buffer.input) std::memcpy(own.get(), buffer.input, bytes);
+  call.eager_output = buffer.output;
+  buffer.input = buffer.output = own.get();
+  buffer.lease = std::move(own);
+}
+
 }  // namespace
 
 // ---- beginning -------------------------------------------------------------------------------------------------------
@@ -135,6 +166,7 @@ void on_call(Self* self, State& state, StartCall start) {
   auto& call = state.calls[id];
   keep_input(state, start);
   call.start = std::move(start);
+  work_in_a_copy(state, call);
   call.begun = call.moved = self->clock().now();
   tick_on(self, state);
   if (state.broken) return refuse(self, state, id, "the communicator failed before: " + *state.broken + "; join again");
@@ -203,6 +235,7 @@ void run(Self* self, State& state, std::uint64_t id, std::uint32_t attempt, Prog
   call.relay_lost = false;
   call.trouble.clear();
   call.trees_done.clear();
+  call.trees_known.clear();
   if (!call.start.buffer.lease) {
     // Its end is told by whoever holds it last, on whatever thread.
     call.start.buffer.lease = std::shared_ptr<void>(
@@ -226,6 +259,15 @@ void on_relay_done(Self* self, State& state, const RelayDone& done) {
   if (!call.relays.empty()) return;
   if (call.stage == Stage::pausing) return paused_if_still(self, state, done.run.call, call);
   if (!call.relay_lost) part_is_done(self, state, done.run.call, call);
+}
+
+void on_relay_knows(Self* self, State& state, const RelayKnows& knows) {
+  const auto found = state.calls.find(knows.run.call);
+  if (found == state.calls.end() || found->second.attempt != knows.run.attempt || !found->second.eager_output) return;
+  auto& call = found->second;
+  call.trees_known.insert(knows.tree);
+  const auto known = [&](const auto& relay) { return call.trees_known.contains(relay.first); };
+  if (call.stage == Stage::running && !call.relay_lost && std::ranges::all_of(call.relays, known)) tell_caller(self, call);
 }
 
 void on_relay_ended(Self* self, State& state, const caf::down_msg& down) {
@@ -323,7 +365,10 @@ void fail_all(Self* self, State& state, const std::string& why) {
 void close(Self* self, State& state, std::uint64_t id) {
   const auto found = state.calls.find(id);
   if (found == state.calls.end() || found->second.stage == Stage::closing) return;
+  const bool in_a_copy = found->second.eager_output != nullptr;
+  if (in_a_copy) tell_caller(self, found->second);  // as long as the copy is there
   let_go(self, state, id, found->second);
+  if (in_a_copy) complete_if_over(self, state, id);
 }
 
 void on_lease_ended(Self* self, State& state, std::uint64_t id) {

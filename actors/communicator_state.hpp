@@ -51,6 +51,8 @@ struct Call {
   std::optional<Program> program;
   std::map<std::uint32_t, caf::actor> relays;            // at work
   std::set<std::uint32_t> trees_done;                    // of this attempt
+  std::set<std::uint32_t> trees_known;                   // so too, though not all is acknowledged
+  std::byte* eager_output = nullptr;                     // the caller's, where the call is done in a copy
   std::vector<std::shared_ptr<RelayProgress>> progress;  // by tree; none where this rank has no part
   LinkWatch watch;
   int asked = 1;  // how often it has been said again what is waited for, and once more
@@ -161,6 +163,7 @@ void run(Self* self, State& state, std::uint64_t id, std::uint32_t attempt, Prog
 void on_pause(Self* self, State& state, const RunId& run_id);
 void on_refusal(Self* self, State& state, const CallRefused& refused);
 void on_relay_done(Self* self, State& state, const RelayDone& done);
+void on_relay_knows(Self* self, State& state, const RelayKnows& knows);
 void on_relay_ended(Self* self, State& state, const caf::down_msg& down);
 void on_lease_ended(Self* self, State& state, std::uint64_t id);
 void on_ack_wanted(Self* self, State& state, const AckWanted& wanted);

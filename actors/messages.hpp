@@ -202,6 +202,12 @@ struct CollectiveAck {
   std::uint64_t arrived = 0;
 };
 
+// Of small calls, many at once: see actors/ack_ledger.hpp.
+struct CollectiveAcks {
+  std::vector<CollectiveAck> acks;
+};
+inline constexpr std::size_t kAcksMax = 256;
+
 // rank 0, which plans -> others: what to do in this run
 struct ProgramOffer {
   RunId run;
@@ -389,7 +395,7 @@ struct TextReply {
 // Everything that may travel as a frame.
 using DataMessage = std::variant<InferRequest, WorkItem, CodedResponse, InferReply, TransferOpen, WeightChunk, ChunkAck,
                                  StatusRequest, FaultRequest, TextReply, CollectiveChunk, CollectiveAck, GroupNote,
-                                 ProbeNote, BlockItem, BlockScore, WorkerGone>;
+                                 ProbeNote, BlockItem, BlockScore, WorkerGone, CollectiveAcks>;
 
 // A data message that reached this node, with the peer whose key it came under.
 struct Delivery {

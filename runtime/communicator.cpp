@@ -6,6 +6,7 @@
 #include <mutex>
 #include <optional>
 
+#include "actors/on_this_thread.hpp"
 #include "actors/type_ids.hpp"
 #include "runtime/doorsteps.hpp"
 #include "runtime/prober.hpp"
@@ -143,13 +144,22 @@ struct Communicator::Parts {
   std::unique_ptr<caf::actor_system> system;
   std::shared_ptr<actors::CollectiveRouter> router = std::make_shared<actors::CollectiveRouter>();
   std::shared_ptr<Transport> transport;
+  std::shared_ptr<actors::AckLedger> acks = std::make_shared<actors::AckLedger>();
+  // Of the transport's thread, once there is a system.
+  struct Here {
+    std::mutex mutex;
+    std::unique_ptr<actors::OnThisThread> unit;
+  };
+  std::shared_ptr<Here> here = std::make_shared<Here>();
   caf::actor communicator;
 
   ~Parts() {
-    // First of all: nothing reads callers' buffers after it, and nothing is delivered to actors that are going.
+    if (transport) acks->flush(*transport);
+    // Now nothing reads callers' buffers any more, and nothing is delivered to actors that are going.
     if (transport) transport->close();
     if (communicator) caf::anon_send_exit(communicator, caf::exit_reason::user_shutdown);
     router->detach();
+    here->unit.reset();
     communicator = nullptr;
     system.reset();
   }
@@ -211,13 +221,17 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   transport.linger_ms = 2'000;  // others may wait for this rank's last acknowledgement
   const auto prober = probing ? prober_of(kept) : nullptr;
   auto opened = Transport::open(std::move(transport),
-                                [router = parts->router, names, prober](actors::Delivery delivery) {
+                                [here = parts->here, router = parts->router, names, prober](actors::Delivery delivery) {
                                   if (std::holds_alternative<actors::ProbeNote>(delivery.message)) {
                                     if (prober) prober->deliver(std::move(delivery));
                                     return;
                                   }
                                   // Only the group's own ranks: clients with a key of the cluster are not among them.
-                                  if (std::ranges::find(names, delivery.from.name) != names.end()) router->deliver(std::move(delivery));
+                                  if (std::ranges::find(names, delivery.from.name) != names.end()) {
+                                    const std::lock_guard lock(here->mutex);
+                                    router->deliver(std::move(delivery), here->unit ? here->unit->unit() : nullptr);
+                                    if (here->unit) here->unit->run();
+                                  }
                                 });
   if (!opened) return tl::unexpected(opened.error());
   parts->transport = std::move(*opened);
@@ -271,7 +285,12 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
     if (alive && peer) alive->hang_up(*peer);
     if (alive && !peer) alive->hang_up();
   };
+  communicate.acks = parts->acks;
   parts->communicator = actors::spawn_communicator(*parts->system, std::move(communicate), parts->transport);
+  {
+    const std::lock_guard lock(parts->here->mutex);
+    parts->here->unit = std::make_unique<actors::OnThisThread>(*parts->system);
+  }
   return std::unique_ptr<Communicator>(new Communicator(std::move(parts)));
 }
 
@@ -342,7 +361,14 @@ Completion Communicator::call(Operation operation, collectives::Element element,
   start.done = [promise](actors::CallResult result) {
     promise->keep(result ? Expected<CallReport>(*result) : Expected<CallReport>(failed(one_line(result.error()))));
   };
-  caf::anon_send(parts_->communicator, std::move(start));
+  constexpr std::size_t kSmall = std::size_t{64} << 10;
+  if (whole > kSmall) {
+    caf::anon_send(parts_->communicator, std::move(start));
+    return completion;
+  }
+  actors::OnThisThread here(*parts_->system);
+  actors::tell(parts_->communicator, here.unit(), caf::make_message(std::move(start)));
+  here.run();
   return completion;
 }
 

@@ -154,6 +154,7 @@ struct Node::Parts {
       // A serving node takes part in no collective; a communicator (runtime/communicator.hpp) does.
       const caf::actor* operator()(const CollectiveChunk&) const { return nullptr; }
       const caf::actor* operator()(const CollectiveAck&) const { return nullptr; }
+      const caf::actor* operator()(const CollectiveAcks&) const { return nullptr; }
       const caf::actor* operator()(const GroupNote&) const { return nullptr; }
       const caf::actor* operator()(const ProbeNote&) const { return nullptr; }
     };

@@ -145,6 +145,17 @@ struct Writer {
   }
   void operator()(const CollectiveAck& m) {
     begin(11, 8);
+    ack(m);
+  }
+  void operator()(const CollectiveAcks& m) {
+    begin(17, 1);
+    pk.pack_array(static_cast<std::uint32_t>(m.acks.size()));
+    for (const auto& each : m.acks) {
+      pk.pack_array(8);
+      ack(each);
+    }
+  }
+  void ack(const CollectiveAck& m) {
     run(m.run);
     pk.pack(m.kind);
     pk.pack(m.session);
@@ -520,6 +531,30 @@ RunId run_id(Fields& f) {
   return id;
 }
 
+CollectiveAck collective_ack(Fields& f) {
+  CollectiveAck m;
+  m.run = run_id(f);
+  m.kind = f.uint<std::uint32_t>();
+  m.session = f.uint<std::uint64_t>();
+  m.tree = f.uint<std::uint32_t>();
+  m.way = one_of(f, Way::down);
+  m.consumed = f.uint<std::uint64_t>();
+  m.arrived = f.uint<std::uint64_t>();
+  return m;
+}
+
+CollectiveAcks collective_acks(Fields& f) {
+  CollectiveAcks m;
+  const auto entries = f.array();
+  if (entries.size() > kAcksMax) throw Malformed{};
+  for (const auto& entry : entries) {
+    Fields fields(entry);
+    m.acks.push_back(collective_ack(fields));
+    fields.end();
+  }
+  return m;
+}
+
 std::vector<collectives::RankEdge> rank_edges(std::span<const msgpack::object> entries) {
   std::vector<collectives::RankEdge> edges;
   for (const auto& entry : entries) {
@@ -803,15 +838,7 @@ DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) 
     }
     case 11: {
       no_bulk();
-      CollectiveAck m;
-      m.run = run_id(f);
-      m.kind = f.uint<std::uint32_t>();
-      m.session = f.uint<std::uint64_t>();
-      m.tree = f.uint<std::uint32_t>();
-      m.way = one_of(f, Way::down);
-      m.consumed = f.uint<std::uint64_t>();
-      m.arrived = f.uint<std::uint64_t>();
-      return m;
+      return collective_ack(f);
     }
     case 12: {
       no_bulk();
@@ -849,6 +876,7 @@ DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) 
     }
     case 15: no_bulk(); return block_score(f);
     case 16: no_bulk(); return WorkerGone{f.uint<std::uint32_t>()};
+    case 17: no_bulk(); return collective_acks(f);
     default: throw Malformed{};
   }
 }

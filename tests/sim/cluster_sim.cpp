@@ -78,6 +78,7 @@ struct Trace {
                    [&](const TextReply& m) { add(m.text), add(m.error); },
                    [](const CollectiveChunk&) {},  // no collectives in a simulated cluster
                    [](const CollectiveAck&) {},
+                   [](const CollectiveAcks&) {},
                    [](const GroupNote&) {},
                    [](const ProbeNote&) {},
                    [&](const BlockItem& m) { id(m.request), id(m.block), id(m.asked); },
