@@ -355,6 +355,7 @@ void fail_all(Self* self, State& state, const std::string& why) {
   state.change.reset();
   state.lost.clear();
   state.suspects.clear();
+  state.wanted.clear();
   if (state.options.hang_up) state.options.hang_up(std::nullopt);
   std::vector<std::uint64_t> ids;
   for (const auto& [id, call] : state.calls)

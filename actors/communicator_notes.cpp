@@ -77,7 +77,14 @@ void on_note(Self* self, State& state, const std::string& from, GroupNote& note)
   const int origin = static_cast<int>(note.origin);
   state.liveness.heard(origin, self->clock().now());
   if (note.flood) pass_on(state, note, from);
-  if (note.target >= 0 && note.target != state.options.rank) return;
+  if (note.target >= 0 && note.target != state.options.rank) {
+    // To whoever asks it may not have come yet. Here it is known that it has: if it is gone, this rank finds that out.
+    if (note.flood && std::holds_alternative<RankPing>(note.note) && has_been_here(state, note.target)) {
+      state.wanted.try_emplace(note.target, self->clock().now());
+      tick_on(self, state);
+    }
+    return;
+  }
   // Who was taken for gone and is not must hear so: it can do nothing here any more.
   if (!std::ranges::binary_search(state.members, origin) && !std::holds_alternative<ViewBegun>(note.note)) {
     if (!state.broken && !std::holds_alternative<CallRefused>(note.note)) tell(state, origin, state.begun, false);

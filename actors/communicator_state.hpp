@@ -112,6 +112,7 @@ struct State {
   std::map<std::uint64_t, CallRefused> refusals;       // so too
   std::map<std::uint64_t, std::int64_t> paused_early;  // so too: the attempt that was paused
   Liveness liveness;
+  std::map<int, Instant> wanted;  // ranks that another waits for and has never heard, and this one has: since when
   std::map<LinkKey, Instant> answered;       // when a link's other end last answered over it; of those that were asked
   std::set<int> doubted;                     // ranks at the other ends of links that are silent
   std::map<std::uint32_t, NoteFilter> seen;  // notes that were passed on, by origin
@@ -184,6 +185,7 @@ void learn(State& state, const Call& call, Instant now);
 
 // ---- communicator_watch.cpp ----
 void tick_on(Self* self, State& state);
+bool has_been_here(const State& state, int rank);
 void on_tick(Self* self, State& state);
 std::map<LinkKey, LinkSample> samples_of(const State& state, const Call& call);
 

@@ -95,10 +95,6 @@ bool moves(Call& call, Instant now) {
   return true;
 }
 
-bool has_been_here(const State& state, int rank) {
-  return state.options.router->heard_from(state.name(rank)) || state.liveness.ever_heard(rank);
-}
-
 void ask_neighbours(State& state, std::uint64_t id, const Call& call) {
   for (const auto& [tree, relay] : call.relays)
     for (const auto& traffic : call.progress[tree]->look().traffic) {
@@ -143,6 +139,8 @@ void look_at_ranks(Self* self, State& state, std::set<int> ranks, Instant now) {
       if (!replan.told.contains(rank)) ranks.insert(rank);
   ranks.merge(awaited_for_view(state));
   ranks.insert(state.doubted.begin(), state.doubted.end());
+  std::erase_if(state.wanted, [&](const auto& each) { return state.lost.contains(each.first) || state.liveness.heard_since(each.first, each.second); });
+  for (const auto& [rank, since] : state.wanted) ranks.insert(rank);
   ranks.erase(state.options.rank);
   for (const int rank : ranks) {
     if (state.lost.contains(rank)) continue;
@@ -172,6 +170,10 @@ void free_buffers(Self* self, State& state, Instant now) {
 }
 
 }  // namespace
+
+bool has_been_here(const State& state, int rank) {
+  return state.options.router->heard_from(state.name(rank)) || state.liveness.ever_heard(rank);
+}
 
 std::map<LinkKey, LinkSample> samples_of(const State& state, const Call& call) {
   std::map<LinkKey, LinkSample> links;
@@ -219,7 +221,7 @@ void on_tick(Self* self, State& state) {
   watch_view(self, state, now);
   look_at_ranks(self, state, std::move(awaited), now);
   look_at_links(self, state, now);
-  if (!state.calls.empty() || !state.replans.empty() || is_changing(state)) tick_on(self, state);
+  if (!state.calls.empty() || !state.replans.empty() || !state.wanted.empty() || is_changing(state)) tick_on(self, state);
 }
 
 }  // namespace coppice::actors::group
