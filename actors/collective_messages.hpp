@@ -41,9 +41,10 @@ struct CollectiveRelayOptions {
   std::uint32_t tree = 0;
   std::vector<std::string> names;
   std::shared_ptr<RelayProgress> progress;
+  std::shared_ptr<HopLog> hops;
 };
 
-// Works from its first message on, which must be BeginRelay, and quits when it is done or told to.
+// Sends nothing of its own accord before BeginRelay, and quits when it is done or told to.
 caf::actor spawn_collective_relay(caf::actor_system& system, CollectiveRelayOptions options, CollectiveRelayState state,
                                   std::shared_ptr<FramePort> port, const caf::actor& communicator);
 

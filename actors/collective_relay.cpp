@@ -36,6 +36,12 @@ void carry_out(caf::event_based_actor* self, State& state, CollectiveRelayState:
   self->quit();
 }
 
+void note_hop(const State& state, const Delivery& delivery, const CollectiveChunk& chunk) {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  state.options.hops->add({state.options.run, state.options.tree, chunk.way, chunk.index, chunk.bytes.size, delivery.from.name,
+                           delivery.from.to_address, std::chrono::duration_cast<std::chrono::microseconds>(now)});
+}
+
 caf::behavior behave(caf::event_based_actor* self, const std::shared_ptr<State>& state) {
   return {
       [=](const RemindRelay&) {
@@ -47,7 +53,9 @@ caf::behavior behave(caf::event_based_actor* self, const std::shared_ptr<State>&
       [=](const BeginRelay&) { carry_out(self, *state, state->relay.begin()); },
       [=](Delivery& delivery) {
         const int from = rank_of(*state, delivery.from.name);
-        if (auto* chunk = std::get_if<CollectiveChunk>(&delivery.message))
+        auto* chunk = std::get_if<CollectiveChunk>(&delivery.message);
+        if (chunk && state->options.hops) note_hop(*state, delivery, *chunk);
+        if (chunk)
           carry_out(self, *state,
                     state->relay.on_chunk(from, chunk->way, static_cast<std::int64_t>(chunk->index), std::move(chunk->bytes)));
         else if (const auto* ack = std::get_if<CollectiveAck>(&delivery.message))

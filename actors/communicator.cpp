@@ -266,10 +266,13 @@ void run(Self* self, State& state, std::uint64_t id, std::uint32_t attempt, Prog
     auto progress = std::make_shared<RelayProgress>();
     const RunId run_id{id, attempt};
     auto relay = spawn_collective_relay(
-        self->system(), {run_id, tree, state.options.names, progress},
+        self->system(), {run_id, tree, state.options.names, progress, state.options.hops},
         CollectiveRelayState(*call.program, tree, state.options.rank, call.start.buffer), state.port, me);
     self->monitor(relay);
-    self->send(relay, BeginRelay{});
+    if (trees[tree].wait_us > 0)
+      self->delayed_send(relay, std::chrono::microseconds{trees[tree].wait_us}, BeginRelay{});
+    else
+      self->send(relay, BeginRelay{});
     state.options.router->add(run_id, tree, relay);  // after its beginning: nothing overtakes that
     call.relays.emplace(tree, relay);
     call.progress[tree] = std::move(progress);

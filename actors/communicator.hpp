@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "actors/collective_relay_state.hpp"
+#include "actors/hop_log.hpp"
 #include "actors/link_watch.hpp"
 #include "actors/ports.hpp"
 
@@ -104,6 +105,7 @@ struct CommunicatorOptions {
   Duration patience = std::chrono::minutes{5};   // a call that stands still for so long has failed
   Duration gone_after = std::chrono::seconds{2}; // a rank that does not answer for so long is gone
   LinkWatchOptions watch;
+  std::shared_ptr<HopLog> hops;  // where this rank's relays note what arrives; nothing: nowhere
   // Forgets what is queued for a peer over a link that is at fault, or, nothing named, for everyone.
   std::function<void(const std::optional<Peer>&)> hang_up;
 };

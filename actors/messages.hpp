@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "actors/shared_bytes.hpp"
+#include "collectives/measure.hpp"
 #include "collectives/program.hpp"
 
 namespace coppice::actors {
@@ -264,6 +265,57 @@ struct GroupNote {
   std::variant<ProgramOffer, CallRefused, TroubleReport, PauseCall, PausedAt, PartDone, CallOver, LinkPing, LinkPong, OfferWanted> note;
 };
 
+// ---- probing -------------------------------------------------------------------------------------------------------
+
+// leader -> every host, and its answer: whether it is there at all
+struct ProbeHello {};
+struct ProbeHere {};
+
+// leader -> who sends: measure what goes from here to a host, over the link of these ends where they are given.
+struct MeasureOrder {
+  collectives::Measure::Kind kind = collectives::Measure::Kind::rate;
+  std::string to, from_address, to_address;
+};
+
+// -> leader
+struct MeasureDone {
+  std::uint64_t bytes_per_s = 0;
+  std::uint64_t least_ns = 0, median_ns = 0;  // round trips
+  bool settled = false;
+  std::string fault;  // why there is no figure; empty when there is one
+};
+
+// Over what is measured, and back.
+struct ProbePing {
+  std::uint32_t index = 0;
+};
+struct ProbePong {
+  std::uint32_t index = 0;
+};
+
+// sender -> receiver, of no meaning
+struct ProbeBytes {
+  SharedBytes bytes;
+};
+
+// receiver -> sender: what has come of the measure, and when the last of it did, by the receiver's clock from the first on.
+struct ProbeArrived {
+  std::uint64_t bytes = 0;
+  std::uint64_t at_us = 0;
+};
+
+// leader -> every host: it is over. topology: the file's JSON, empty when there is none, and then why.
+struct SurveyOver {
+  std::string topology;
+  std::string fault;
+};
+
+// What hosts say to one another while their links are measured; `measure` is the leader's number of it.
+struct ProbeNote {
+  std::uint64_t measure = 0;
+  std::variant<ProbeHello, ProbeHere, MeasureOrder, MeasureDone, ProbePing, ProbePong, ProbeBytes, ProbeArrived, SurveyOver> note;
+};
+
 // ---- asking and breaking -------------------------------------------------------------------------------------------
 
 struct StatusRequest {
@@ -286,7 +338,7 @@ struct TextReply {
 // Everything that may travel as a frame.
 using DataMessage = std::variant<InferRequest, WorkItem, CodedResponse, InferReply, TransferOpen, WeightChunk, ChunkAck,
                                  StatusRequest, FaultRequest, TextReply, CollectiveChunk, CollectiveAck, GroupNote,
-                                 BlockItem, BlockScore, WorkerGone>;
+                                 ProbeNote, BlockItem, BlockScore, WorkerGone>;
 
 // A data message that reached this node, with the peer whose key it came under.
 struct Delivery {

@@ -17,6 +17,10 @@ class FramePort {
  public:
   virtual ~FramePort() = default;
   virtual void send(const Peer& to, DataMessage message) = 0;
+  // The same to several.
+  virtual void send_to_all(const std::vector<Peer>& to, const DataMessage& message) {
+    for (const Peer& peer : to) send(peer, message);
+  }
 };
 
 // A net that is ready to run one item. One caller at a time.

@@ -1,33 +1,33 @@
 // coppice bench collective: the launching side starts one process a host, each of which runs the same load; the first
 // rank's document is the result.
 #include <fstream>
-#include <optional>
-#include <set>
-#include <thread>
+#include <map>
 
 #include "apps/collective_bench.hpp"
 #include "apps/command.hpp"
-#include "apps/session.hpp"
-#include "runtime/launcher.hpp"
+#include "apps/ranks.hpp"
 
 namespace coppice::apps {
 namespace {
 
-constexpr const char* kMark = "collective-result ";  // before the document in a rank's log
-constexpr auto kNotice = std::chrono::seconds{15};   // for the others, once a rank has failed
+constexpr const char* kHopMark = "collective-hop ";
+constexpr std::size_t kHopsMax = std::size_t{1} << 18;  // of a rank
 
 struct Options {
   std::string cluster, operation = "allreduce", element = "float32", reduction = "sum", planner = "exact", root, as, logs;
+  std::string kind, hybrid, trace;
   std::vector<std::string> bytes{"64M"};
   int repeat = 5, warm_up = 1, patience_s = 60;
   std::int64_t chunks = 0;
-  bool no_tune = false;
+  double second_share = -1, probe_s = 1.2;
+  bool no_tune = false, emulate_switching = false;
 };
 
 struct Settings {
   runtime::Cluster cluster;
   CollectiveLoad load;
   collectives::Planner planner = collectives::Planner::exact;
+  std::optional<collectives::HybridRequest> hybrid = {};
 };
 
 runtime::Expected<Settings> settings_of(const Options& options) {
@@ -44,10 +44,19 @@ runtime::Expected<Settings> settings_of(const Options& options) {
   const auto reduction = collectives::reduction_of(options.reduction);
   if (!reduction) return no_such("--reduction", options.reduction, "sum, min, max and avg");
   const auto planner = collectives::planner_of(options.planner);
-  if (!planner) return no_such("--planner", options.planner, "exact, mwu, rs_ag, rings and best_ring");
+  if (!planner) return no_such("--planner", options.planner, "exact, mwu, rs_ag, rings, best_ring and three_phase");
   if (!options.root.empty() && !cluster->find(options.root))
     return runtime::bad_input(runtime::one_line("--root " + options.root + ": " + options.cluster + " has no such host"));
   Settings settings{std::move(*cluster), {}, *planner};
+  if (!options.hybrid.empty()) {
+    settings.hybrid = collectives::hybrid_of(options.kind, options.hybrid);
+    if (!settings.hybrid)
+      return runtime::bad_input(runtime::one_line("--hybrid " + options.hybrid + ": give KIND:MILLISECONDS here, and the first kind as --kind"));
+    if (options.second_share >= 0) settings.hybrid->second_share = options.second_share;
+    settings.hybrid->emulate = options.emulate_switching;
+  } else if (!options.kind.empty()) {
+    return runtime::bad_input("--kind is for --hybrid: leave other links out of the topology instead");
+  }
   settings.load = {*operation, *element, *reduction, options.root, {}, options.repeat, options.warm_up};
   const auto ranks = static_cast<std::int64_t>(settings.cluster.hosts.size());
   const auto granule = static_cast<std::int64_t>(collectives::size_of(*element)) * (collectives::has_parts(*operation) ? ranks : 1);
@@ -60,79 +69,118 @@ runtime::Expected<Settings> settings_of(const Options& options) {
   return settings;
 }
 
+// What arrived here, one line of the log each, for the launching side to gather.
+void print_hops(const std::shared_ptr<actors::HopLog>& hops, const std::string& own) {
+  for (const auto& hop : hops->take()) {
+    const nlohmann::json line{{"call", hop.run.call}, {"attempt", hop.run.attempt}, {"tree", hop.tree},
+                              {"way", hop.way == actors::Way::up ? "up" : "down"}, {"chunk", hop.chunk},
+                              {"bytes", hop.bytes}, {"from", hop.from}, {"to", own},
+                              {"from_address", hop.address}, {"time_us", hop.at.count()}};
+    std::printf("%s%s\n", kHopMark, line.dump().c_str());
+  }
+  if (hops->lost() > 0) std::fprintf(stderr, "trace: %llu hops more than are kept\n", static_cast<unsigned long long>(hops->lost()));
+}
+
 runtime::Expected<void> run_rank(const Options& options, const Settings& settings) {
-  auto group = runtime::Communicator::join({settings.cluster, options.as, settings.planner, options.chunks, !options.no_tune,
-                                            std::chrono::milliseconds(options.patience_s * 1'000)});
+  runtime::CommunicatorOptions join;
+  join.cluster = settings.cluster;
+  join.name = options.as;
+  join.planner = settings.planner;
+  join.chunks = options.chunks;
+  join.tune = !options.no_tune;
+  join.probe = std::chrono::milliseconds(static_cast<std::int64_t>(options.probe_s * 1e3));
+  join.probe_progress = print_progress;
+  join.patience = std::chrono::milliseconds(options.patience_s * 1'000);
+  join.hybrid = settings.hybrid;
+  const auto hops = options.trace.empty() ? nullptr : std::make_shared<actors::HopLog>(kHopsMax);
+  if (hops) hops->record(false);
+  join.hops = hops;
+  auto group = runtime::Communicator::join(std::move(join));
   if (!group) return tl::unexpected(group.error());
-  const auto runs = run_collective(**group, settings.cluster, settings.load);
+  const auto topology = (*group)->topology();  // before links are seen to fail
+  const auto runs = run_collective(**group, settings.cluster, settings.load, hops.get());
   if (!runs) return tl::unexpected(runs.error());
-  std::printf("%s%s\n", kMark, runs->dump().c_str());
-  std::fflush(stdout);
+  if (hops) print_hops(hops, options.as);
+  nlohmann::json result{{"runs", *runs}};
+  if (settings.cluster.topology.empty() && options.probe_s > 0) result["topology"] = to_json(topology);
+  if ((*group)->rank() == 0) print_result(result);
   return {};
 }
 
-runtime::Expected<nlohmann::json> result_in(const std::filesystem::path& log) {
-  std::ifstream in(log);
-  nlohmann::json result;
-  for (std::string line; std::getline(in, line);)
-    if (line.starts_with(kMark)) result = nlohmann::json::parse(line.substr(std::strlen(kMark)), nullptr, false);
-  if (!result.is_array()) return runtime::failed("no result in " + log.string());
-  return result;
+// How long each host's log was before this run: outputs are appended to those of earlier ones.
+using LogSizes = std::map<std::string, std::streamoff>;
+LogSizes log_sizes(const std::filesystem::path& logs, const runtime::Cluster& cluster) {
+  LogSizes sizes;
+  for (const auto& host : cluster.hosts) {
+    std::error_code none;
+    const auto size = std::filesystem::file_size(logs / (host.name + ".log"), none);
+    sizes[host.name] = none ? 0 : static_cast<std::streamoff>(size);
+  }
+  return sizes;
 }
 
-// The first rank that ended, and what the others made of it, each different word once.
-std::string in_words(const std::vector<runtime::Exit>& failures) {
-  std::string text = "rank " + failures.front().name + ": " + failures.front().reason;
-  std::set<std::string> said{failures.front().reason};
-  for (const auto& failure : failures)
-    if (said.insert(failure.reason).second) text += "; rank " + failure.name + ": " + failure.reason;
-  return text;
+// The hops in all logs into one file, in the order of their times.
+runtime::Expected<void> gather_trace(const std::string& file, const std::filesystem::path& logs, const runtime::Cluster& cluster,
+                                     const LogSizes& before) {
+  std::vector<std::pair<std::int64_t, std::string>> hops;
+  for (const auto& host : cluster.hosts) {
+    std::ifstream in(logs / (host.name + ".log"));
+    in.seekg(before.at(host.name));
+    for (std::string line; std::getline(in, line);) {
+      if (!line.starts_with(kHopMark)) continue;
+      line.erase(0, std::strlen(kHopMark));
+      const auto hop = nlohmann::json::parse(line, nullptr, false);
+      if (hop.is_object() && hop.contains("time_us")) hops.emplace_back(hop["time_us"].get<std::int64_t>(), line);
+    }
+  }
+  std::ranges::sort(hops);
+  std::ofstream out(file);
+  for (const auto& [time, line] : hops) out << line << '\n';
+  if (!out.flush()) return runtime::failed("cannot write " + file);
+  return {};
+}
+
+// What was probed is kept, to be named in the cluster file: probing takes its time.
+void keep_topology(const std::string& cluster, const nlohmann::json& topology) {
+  const auto file = cluster + ".topology.json";
+  std::ofstream out(file);
+  out << topology.dump(1) << "\n";
+  if (out.flush())
+    std::fprintf(stderr, "probed: %s; topology = \"%s\" in %s saves doing it again\n", file.c_str(),
+                 std::filesystem::path(file).filename().c_str(), cluster.c_str());
 }
 
 runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings& settings) {
-  const std::filesystem::path logs = options.logs.empty() ? options.cluster + ".logs" : options.logs;
-  std::error_code fault;
-  std::filesystem::create_directories(logs, fault);
-  if (fault) return runtime::bad_input("cannot make " + logs.string() + ": " + fault.message());
-  const auto first = settings.cluster.hosts.front().name;
-  std::filesystem::remove(logs / (first + ".log"), fault);
+  RanksOptions ranks;
+  ranks.cluster_file = options.cluster;
+  ranks.logs = options.logs;
+  ranks.command = {"bench", "collective",
+                   "--cluster", std::filesystem::absolute(options.cluster).string(),
+                   "--op", options.operation, "--element", options.element,
+                   "--reduction", options.reduction, "--planner", options.planner,
+                   "--repeat", std::to_string(options.repeat), "--warm-up", std::to_string(options.warm_up),
+                   "--chunks", std::to_string(options.chunks),
+                   "--patience-s", std::to_string(options.patience_s), "--probe-s", std::to_string(options.probe_s)};
+  if (options.no_tune) ranks.command.push_back("--no-tune");
+  if (!options.hybrid.empty()) ranks.command.insert(ranks.command.end(), {"--kind", options.kind, "--hybrid", options.hybrid});
+  if (options.second_share >= 0) ranks.command.insert(ranks.command.end(), {"--second-share", std::to_string(options.second_share)});
+  if (options.emulate_switching) ranks.command.push_back("--emulate-switching");
+  if (!options.trace.empty()) ranks.command.insert(ranks.command.end(), {"--trace", "on"});
+  if (!options.root.empty()) ranks.command.insert(ranks.command.end(), {"--root", options.root});
+  ranks.command.push_back("--bytes");
+  ranks.command.insert(ranks.command.end(), options.bytes.begin(), options.bytes.end());
+  ranks.progress = [](const std::string& line) { std::fprintf(stderr, "probing: %s\n", line.c_str()); };
 
-  std::vector<std::string> command{self_path(), "bench", "collective",
-                                   "--cluster", std::filesystem::absolute(options.cluster).string(),
-                                   "--op", options.operation, "--element", options.element,
-                                   "--reduction", options.reduction, "--planner", options.planner,
-                                   "--repeat", std::to_string(options.repeat), "--warm-up", std::to_string(options.warm_up),
-                                   "--chunks", std::to_string(options.chunks),
-                                   "--patience-s", std::to_string(options.patience_s)};
-  if (options.no_tune) command.push_back("--no-tune");
-  if (!options.root.empty()) command.insert(command.end(), {"--root", options.root});
-  command.push_back("--bytes");
-  command.insert(command.end(), options.bytes.begin(), options.bytes.end());
-
-  watch_signals();
-  runtime::Launcher launcher(logs, std::chrono::milliseconds{1'500});
-  for (const auto& host : settings.cluster.hosts) {
-    auto own = command;
-    own.insert(own.end(), {"--as", host.name});
-    const auto argv = runtime::launch_command(settings.cluster.launcher, host, own);
-    if (!argv) return tl::unexpected(argv.error());
-    if (auto started = launcher.start(host.name, *argv); !started) return tl::unexpected(started.error());
-  }
-  std::vector<runtime::Exit> failures;
-  std::optional<std::chrono::steady_clock::time_point> until;  // the others notice by themselves, and say what they saw
-  for (std::size_t left = settings.cluster.hosts.size(); left > 0;) {
-    if (interrupted) return runtime::failed("interrupted");
-    for (auto& exit : launcher.reap()) {
-      --left;
-      if (exit.status == 0) continue;
-      failures.push_back(std::move(exit));
-      if (!until) until = std::chrono::steady_clock::now() + kNotice;
-    }
-    if (until && std::chrono::steady_clock::now() > *until) break;
-    std::this_thread::sleep_for(std::chrono::milliseconds{10});
-  }
-  if (!failures.empty()) return runtime::failed(in_words(failures));
-  return result_in(logs / (first + ".log"));
+  const auto logs = logs_of(ranks);
+  const auto before = log_sizes(logs, settings.cluster);
+  auto outcome = run_ranks(settings.cluster, ranks);
+  if (!outcome) return tl::unexpected(outcome.error());
+  if (!outcome->failures.empty()) return tl::unexpected(fault_of(outcome->failures));
+  if (!options.trace.empty())
+    if (auto gathered = gather_trace(options.trace, logs, settings.cluster, before); !gathered) return tl::unexpected(gathered.error());
+  if (!outcome->result || !outcome->result->contains("runs")) return runtime::failed("the first rank gave no result; see its log");
+  if (outcome->result->contains("topology")) keep_topology(options.cluster, (*outcome->result)["topology"]);
+  return (*outcome->result)["runs"];
 }
 
 runtime::Expected<void> bench_collective(const Options& options, const Shell& shell) {
@@ -165,11 +213,17 @@ void add_bench_collective(CLI::App& bench, Shell& shell) {
   command->add_option("--element", options->element, "float32, float16, bfloat16, int32, int64 or bytes")->capture_default_str();
   command->add_option("--reduction", options->reduction, "sum, min, max or avg")->capture_default_str();
   command->add_option("--root", options->root, "the host that sends or collects; the first by default");
-  command->add_option("--planner", options->planner, "exact, mwu, rs_ag, rings or best_ring, over the same transport")->capture_default_str();
+  command->add_option("--planner", options->planner, "exact, mwu, rs_ag, rings, best_ring or three_phase, over the same transport")->capture_default_str();
   command->add_option("--chunks", options->chunks, "that a tree's share is cut into; 0: as a model says")->check(CLI::Range(0, 1'000'000))->capture_default_str();
   command->add_flag("--no-tune", options->no_tune, "as the model says, without trying; otherwise warming up lasts until it is settled");
+  command->add_option("--probe-s", options->probe_s, "where the cluster file names no topology: so long for each rate of its links; 0: one switch is assumed")->check(CLI::Range(0.0, 60.0))->capture_default_str();
   command->add_option("--patience-s", options->patience_s, "how long a call may stand still")->check(CLI::Range(1, 3'600))->capture_default_str();
   command->add_option("--logs", options->logs, "where each rank's output goes (default: CLUSTER.logs)");
+  command->add_option("--kind", options->kind, "with --hybrid: the first kind of links");
+  command->add_option("--hybrid", options->hybrid, "KIND:MILLISECONDS: a part over links of KIND, planned apart, as coppice plan --hybrid divides it");
+  command->add_option("--second-share", options->second_share, "with --hybrid: so much over the second kind instead, 0 to 1")->check(CLI::Range(0.0, 1.0));
+  command->add_flag("--emulate-switching", options->emulate_switching, "with --hybrid: begin on the second kind so many milliseconds late");
+  command->add_option("--trace", options->trace, "write every chunk's hops to this file, as JSON lines");
   command->add_option("--as", options->as, "be the rank of this host; without it, all are launched");
 }
 

@@ -97,8 +97,8 @@ class Contents {
 
 class Rank {
  public:
-  Rank(runtime::Communicator& group, const CollectiveLoad& load, int root)
-      : group_(group), load_(load), root_(root), contents_(load, group.size()) {}
+  Rank(runtime::Communicator& group, const CollectiveLoad& load, int root, actors::HopLog* hops)
+      : group_(group), load_(load), root_(root), hops_(hops), contents_(load, group.size()) {}
 
   struct Measured {
     double seconds = 0;
@@ -114,12 +114,14 @@ class Rank {
     if (out_.data() != in_.data()) std::ranges::fill(out_, std::byte{0xa5});
     if (auto met = meet(); !met) return tl::unexpected(met.error());
 
+    if (hops_) hops_->record(true);
     const auto begun = std::chrono::steady_clock::now();
     const bool in_place = load_.operation == Operation::broadcast || load_.operation == Operation::allreduce;
     const std::span<std::byte> out = in_place ? std::span(in_) : std::span(out_);
     const auto completion = group_.call(load_.operation, load_.element, load_.reduction, root_, in_, out);
     const auto done = completion.wait();
     const auto took = std::chrono::steady_clock::now() - begun;
+    if (hops_) hops_->record(false);
     if (!done) return tl::unexpected(done.error());
 
     Measured measured;
@@ -179,12 +181,13 @@ class Rank {
   runtime::Communicator& group_;
   const CollectiveLoad& load_;
   int root_;
+  actors::HopLog* hops_;
   Contents contents_;
   Bytes in_, out_;
   std::size_t in_first_ = 0, out_first_ = 0;  // bytes
 };
 
-constexpr int kWarmUpMax = 20;  // calls, for links so uneven that nothing settles
+constexpr int kWarmUpMax = 24;  // calls, for links so uneven that nothing settles
 
 // What nccl-tests multiplies by to compare operations with one another.
 double bus_factor(Operation operation, int ranks) {
@@ -202,17 +205,16 @@ double median(std::vector<double> values) {
 }  // namespace
 
 Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runtime::Cluster& cluster,
-                                        const CollectiveLoad& load) {
+                                        const CollectiveLoad& load, actors::HopLog* hops) {
   int root = 0;
   for (std::size_t i = 0; i < cluster.hosts.size(); ++i)
     if (cluster.hosts[i].name == load.root) root = static_cast<int>(i);
-  const auto topology = runtime::topology_of(cluster);
-  if (!topology) return tl::unexpected(topology.error());
+  const auto topology = group.topology();
   const auto plan = group.plan(load.operation, root);
   if (!plan) return tl::unexpected(plan.error());
-  const auto unit = collectives::unit_bytes_per_s(topology->unit);
+  const auto unit = collectives::unit_bytes_per_s(topology.unit);
 
-  Rank rank(group, load, root);
+  Rank rank(group, load, root, hops);
   auto runs = nlohmann::json::array();
   const auto total = static_cast<std::int64_t>(load.bytes.size()) * (load.repeat + load.warm_up);
   Progress bar("repetitions", total);
@@ -221,12 +223,13 @@ Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runt
     std::vector<double> seconds;
     std::int64_t wrong = 0;
     actors::CallReport report;
-    int warm = 0;
+    int warm = 0, replans = 0;
     for (bool settled = false; std::ssize(seconds) < load.repeat;) {
       const auto once = rank.once(bytes);
       if (!once) return tl::unexpected(once.error());
       wrong += once->wrong;
       report = once->report;
+      replans += report.attempts - 1;
       if (settled || load.warm_up == 0)
         seconds.push_back(once->seconds);
       else
@@ -244,7 +247,7 @@ Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runt
                        {"median_s", middle},
                        {"algbw", algorithm},
                        {"busbw", algorithm * bus_factor(load.operation, group.size())},
-                       {"unit", unit ? topology->unit : "B/s"},
+                       {"unit", unit ? topology.unit : "B/s"},
                        {"bound", unit ? nlohmann::json(plan->bound.get_d()) : nlohmann::json()},
                        {"fraction_of_bound", unit ? nlohmann::json(algorithm / plan->bound.get_d()) : nlohmann::json()},
                        {"rate", plan->rate.get_d()},
@@ -252,7 +255,8 @@ Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runt
                        {"verified", wrong == 0},
                        {"trees", report.trees},
                        {"chunks", report.chunks},
-                       {"attempts", report.attempts}};
+                       {"attempts", report.attempts},
+                       {"replans", replans}};
     if (collectives::combines(load.operation)) run["reduction"] = name(load.reduction);
     runs.push_back(std::move(run));
   }

@@ -22,9 +22,9 @@ struct CollectiveLoad {
 
 // One rank's part: every rank of the group runs it with the same load. Each repetition begins with new contents and a
 // barrier, lasts as long as its slowest rank, and is checked element by element. The document is the same at each rank:
-// one object a size, in the words of `coppice bench collective --json`.
+// one object a size, in the words of `coppice bench collective --json`. hops: switched on during each repetition's call.
 runtime::Expected<nlohmann::json> run_collective(runtime::Communicator& group, const runtime::Cluster& cluster,
-                                                 const CollectiveLoad& load);
+                                                 const CollectiveLoad& load, actors::HopLog* hops = nullptr);
 
 // Columns of nccl-tests, the bound and what part of it was reached.
 std::string collective_table(const nlohmann::json& runs);

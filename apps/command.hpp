@@ -16,6 +16,7 @@ namespace coppice::apps {
 struct Shell {
   bool json = false;
   std::string program;                               // argv[0], to start more of ourselves
+  std::vector<std::string> arguments;                // what followed it
   std::string command;                               // the subcommand's name, for error lines
   std::function<runtime::Expected<void>()> run;      // set by the subcommand that was named
 
@@ -43,6 +44,7 @@ void add_run(CLI::App& app, Shell& shell);
 void add_evaluate(CLI::App& app, Shell& shell);
 void add_decompose(CLI::App& app, Shell& shell);
 void add_plan(CLI::App& app, Shell& shell);
+void add_topology(CLI::App& app, Shell& shell);
 void add_train(CLI::App& app, Shell& shell);
 void add_data(CLI::App& app, Shell& shell);
 

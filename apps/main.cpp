@@ -50,6 +50,7 @@ int main(int argc, char** argv) {
 
   apps::Shell shell;
   shell.program = argv[0];
+  shell.arguments.assign(argv + 1, argv + argc);
   CLI::App app{"Coppice: one trained classifier as small nets on many machines; any k of n answers are enough."};
   app.require_subcommand(1);
   app.set_version_flag("--version", COPPICE_VERSION);
@@ -65,6 +66,7 @@ int main(int argc, char** argv) {
   apps::add_infer(app, shell);
   apps::add_status(app, shell);
   apps::add_plan(app, shell);
+  apps::add_topology(app, shell);
   apps::add_bench(app, shell);
 
   try {

@@ -12,6 +12,7 @@
 #include "apps/plan_draw.hpp"
 #include "apps/table.hpp"
 #include "collectives/builtin.hpp"
+#include "collectives/hybrid.hpp"
 #include "collectives/planner.hpp"
 #include "collectives/schedule.hpp"
 #include "collectives/simulate.hpp"
@@ -34,7 +35,8 @@ struct Options {
   int grain = 0;
   double epsilon = 0.1;
   std::string bytes = "0";
-  double latency_us = 0;
+  double latency_us = 0, overhead_bytes = 0;
+  std::int64_t chunks = 0;
   bool compare = false, allocations = false, print_topology = false;
   bool operation_given = false;
 };
@@ -113,7 +115,7 @@ runtime::Expected<collectives::PlanRequest> request_of(const Options& options, c
   const auto planner = collectives::planner_of(options.planner);
   if (!planner)
     return wrong("--planner " + options.planner +
-                 ": no such planner; there are exact, mwu, rs_ag, rings and best_ring");
+                 ": no such planner; there are exact, mwu, rs_ag, rings, best_ring and three_phase");
   request.planner = *planner;
   const auto root = root_of(options, topology);
   if (!root) return tl::unexpected(root.error());
@@ -199,7 +201,8 @@ runtime::Expected<void> add_schedule(const Options& options, const Planned& plan
   const auto unit = collectives::unit_bytes_per_s(topology.unit);
   if (!unit)
     return wrong("--bytes: " + named(options) + " is in '" + topology.unit + "', of which the speed is not known");
-  const collectives::LinkModel model{.latency_s = options.latency_us * 1e-6, .unit_bytes_per_s = unit->get_d()};
+  const collectives::LinkModel model{
+      .latency_s = options.latency_us * 1e-6, .unit_bytes_per_s = unit->get_d(), .overhead_bytes = options.overhead_bytes};
   const auto schedule = collectives::schedule(
       planned.plan, {.bytes = *bytes, .latency_s = model.latency_s, .unit_bytes_per_s = model.unit_bytes_per_s});
   json trees = json::array();
@@ -216,8 +219,9 @@ runtime::Expected<void> add_schedule(const Options& options, const Planned& plan
             std::to_string(tree.chunking.chunk_bytes) + "  " + std::to_string(tree.depth) + "  " +
             fixed(tree.seconds, 6) + "\n";
   }
-  const double simulated =
-      collectives::simulate(topology, collectives::transfers_of(planned.plan, *bytes, model), model);
+  const auto transfers = options.chunks > 0 ? collectives::transfers_in_chunks(planned.plan, *bytes, options.chunks)
+                                            : collectives::transfers_of(planned.plan, *bytes, model);
+  const double simulated = collectives::simulate(topology, transfers, model);
   document["schedule"] = {
       {"bytes", *bytes}, {"trees", std::move(trees)}, {"seconds", schedule.seconds}, {"simulated_s", simulated}};
   text += "predicted by the pipeline " + fixed(schedule.seconds, 6) + " s, by the simulator " + fixed(simulated, 6) +
@@ -284,48 +288,44 @@ runtime::Expected<void> compare_planners(const Options& options, const Topology&
 
 // --hybrid KIND:MILLISECONDS: the buffer over the links of --kind and, after switching, over those of KIND as well.
 runtime::Expected<void> hybrid(const Options& options, const Shell& shell) {
-  const auto colon = options.hybrid.find(':');
-  char* end = nullptr;
-  const double switching_ms = colon == std::string::npos ? -1 : std::strtod(options.hybrid.c_str() + colon + 1, &end);
-  if (colon == std::string::npos || switching_ms < 0 || end == nullptr || *end != 0 || options.kind.empty()) {
-    return wrong("--hybrid " + options.hybrid + ": give KIND:MILLISECONDS here, and the first kind as --kind");
-  }
+  const auto kinds = collectives::hybrid_of(options.kind, options.hybrid);
+  if (!kinds) return wrong("--hybrid " + options.hybrid + ": give KIND:MILLISECONDS here, and the first kind as --kind");
   const auto bytes = byte_count("--bytes", options.bytes);
   if (!bytes) return tl::unexpected(bytes.error());
   if (*bytes == 0) return wrong("--hybrid needs --bytes");
-  std::vector<Planned> plans;
-  double speeds[2] = {};
-  for (const std::string& kind : {options.kind, options.hybrid.substr(0, colon)}) {
-    Options own = options;
-    own.kind = kind;
-    const auto topology = read_topology(own);
-    if (!topology) return tl::unexpected(topology.error());
-    const auto unit = collectives::unit_bytes_per_s(topology->unit);
-    if (!unit) return wrong("--hybrid: the speed of '" + topology->unit + "' is not known");
-    const auto request = request_of(own, *topology);
-    if (!request) return tl::unexpected(request.error());
-    auto planned = make(*topology, *request, named(options) + ", links of kind " + kind);
-    if (!planned) return tl::unexpected(planned.error());
-    speeds[plans.size()] = planned->plan.rate.get_d() * unit->get_d();
-    plans.push_back(*std::move(planned));
+  Options all = options;
+  all.kind.clear();
+  const auto topology = read_topology(all);
+  if (!topology) return tl::unexpected(topology.error());
+  const auto request = request_of(all, *topology);
+  if (!request) return tl::unexpected(request.error());
+  const auto plan = collectives::plan_hybrid(*topology, *request, *kinds, static_cast<double>(*bytes));
+  if (!plan) return wrong(named(options) + ": " + plan.error().what);
+  const double alone = static_cast<double>(*bytes) / (plan->first.rate.get_d() * collectives::unit_bytes_per_s(topology->unit)->get_d());
+  json document{{"bytes", *bytes},
+                {"first", {{"kind", kinds->first}, {"rate", to_string(plan->first.rate)}, {"bytes", plan->split.first_bytes}}},
+                {"second", {{"kind", kinds->second}, {"rate", to_string(plan->second.rate)}, {"bytes", plan->split.second_bytes}}},
+                {"seconds", plan->split.seconds},
+                {"seconds_first_alone", alone}};
+  std::string text;
+  if (!options.deploy.empty()) {
+    const auto cluster = runtime::load_cluster(options.deploy);
+    if (!cluster) return tl::unexpected(cluster.error());
+    auto chains = deploy(plan->first, plan->first_links, *cluster);
+    if (!chains) return tl::unexpected(chains.error());
+    const auto second = deploy(plan->second, plan->second_links, *cluster, plan->first.trees.size());
+    if (!second) return tl::unexpected(second.error());
+    if (plan->split.second_bytes > 0) chains->insert(chains->end(), second->begin(), second->end());
+    document["deploy"] = to_json(*chains);
+    text = "relays, in the order in which they are spawned; shares are of each kind's part\n" + to_text(*chains);
   }
-  const auto split = collectives::hybrid_split(static_cast<double>(*bytes), speeds[0], speeds[1], switching_ms * 1e-3);
-  const double alone = static_cast<double>(*bytes) / speeds[0];
   if (shell.json) {
-    shell.print(
-        {{"bytes", *bytes},
-         {"first", {{"kind", options.kind}, {"rate", to_string(plans[0].plan.rate)}, {"bytes", split.first_bytes}}},
-         {"second",
-          {{"kind", options.hybrid.substr(0, colon)},
-           {"rate", to_string(plans[1].plan.rate)},
-           {"bytes", split.second_bytes}}},
-         {"seconds", split.seconds},
-         {"seconds_first_alone", alone}});
-  } else {
-    std::printf("%s: rate %s, %.0f bytes; %s: rate %s, %.0f bytes; %.6f s instead of %.6f s\n", options.kind.c_str(),
-                to_string(plans[0].plan.rate).c_str(), split.first_bytes, options.hybrid.substr(0, colon).c_str(),
-                to_string(plans[1].plan.rate).c_str(), split.second_bytes, split.seconds, alone);
+    shell.print(document);
+    return {};
   }
+  std::printf("%s: rate %s, %.0f bytes; %s: rate %s, %.0f bytes; %.6f s instead of %.6f s\n%s", kinds->first.c_str(),
+              to_string(plan->first.rate).c_str(), plan->split.first_bytes, kinds->second.c_str(),
+              to_string(plan->second.rate).c_str(), plan->split.second_bytes, plan->split.seconds, alone, text.c_str());
   return {};
 }
 
@@ -395,7 +395,7 @@ void add_plan(CLI::App& app, Shell& shell) {
       "broadcast (default), reduce, allreduce, allgather, reduce_scatter, gather, scatter");
   command->add_option("--root", options->root, "the node that holds or gets the data (default: the first host)");
   command->add_option("--participants", options->participants, "only these hosts take part: h0,h1,…")->delimiter(',');
-  command->add_option("--planner", options->planner, "exact, mwu, rs_ag, rings or best_ring")->capture_default_str();
+  command->add_option("--planner", options->planner, "exact, mwu, rs_ag, rings, best_ring or three_phase")->capture_default_str();
   command->add_option("--epsilon", options->epsilon, "of mwu: how far it may stay below the optimum")
       ->capture_default_str();
   command->add_option("--grain", options->grain,
@@ -403,6 +403,10 @@ void add_plan(CLI::App& app, Shell& shell) {
   command->add_option("--bytes", options->bytes, "a buffer (64M) to cut into chunks and predict the time of");
   command->add_option("--latency", options->latency_us, "of one chunk on one hop, in microseconds")
       ->check(CLI::NonNegativeNumber);
+  command->add_option("--overhead", options->overhead_bytes, "bytes that every chunk takes on every link beside its own")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--chunks", options->chunks, "for the simulator: so many a tree, as coppice bench collective cuts them")
+      ->check(CLI::Range(1, 1'000'000));
   command->add_option("--hybrid", options->hybrid,
                       "KIND:MILLISECONDS: links of KIND too, after switching to them for so long");
   command->add_option("--draw", options->draw, "write a picture of the trees to this file (SVG)");

@@ -1,6 +1,7 @@
 #include "apps/plan_deploy.hpp"
 
 #include <algorithm>
+#include <optional>
 #include <nlohmann/json.hpp>
 
 namespace coppice::apps {
@@ -22,17 +23,37 @@ std::string_view way_of(Operation operation, bool own_reduce) {
   }
 }
 
-collectives::Tree turned(const collectives::Tree& tree) {
-  collectives::Tree back{.rate = tree.rate, .root = tree.root, .edges = {}};
-  for (auto edge = tree.reduce_edges.rbegin(); edge != tree.reduce_edges.rend(); ++edge) {
-    back.edges.push_back({edge->to, edge->from, {edge->path.rbegin(), edge->path.rend()}});
-  }
-  return back;
+// What is reduced along edges of its own, as a tree that points away from the root.
+collectives::Tree reducing(const collectives::Tree& tree) {
+  return {.rate = tree.rate, .root = tree.root, .edges = collectives::turned(tree.reduce_edges)};
+}
+
+// The part of the buffer that a tree carries, by the rates of all that carry the same part.
+collectives::Rational share_of(const collectives::Plan& plan, const collectives::Tree& tree) {
+  collectives::Rational all;
+  for (const auto& other : plan.trees)
+    if (!collectives::has_parts(plan.operation) || (other.root == tree.root && other.target == tree.target)) all += other.rate;
+  if (sgn(all) == 0) return 1;
+  const collectives::Rational parts(collectives::has_parts(plan.operation) ? static_cast<unsigned long>(plan.participants.size()) : 1UL);
+  return tree.rate / all / parts;
+}
+
+// The ends of the link by which a host is reached from its parent.
+std::pair<std::string, std::string> link_to(const collectives::Tree& tree, const collectives::Topology& topology, int node) {
+  const auto edge = std::ranges::find(tree.edges, node, &collectives::TreeEdge::to);
+  if (edge == tree.edges.end()) return {};
+  const auto path = edge->path.empty() ? std::vector{edge->from, edge->to} : edge->path;
+  const auto ends = [&](std::size_t hop) -> std::pair<std::string, std::string> {
+    const auto link = !edge->links.empty() ? std::optional(edge->links[hop]) : collectives::link_between(topology, path[hop], path[hop + 1]);
+    if (!link) return {};
+    return collectives::addresses_from(topology.links[static_cast<std::size_t>(*link)], path[hop]);
+  };
+  return {ends(0).first, ends(path.size() - 2).second};
 }
 
 runtime::Expected<RelayChain> chain_of(const collectives::Tree& tree, const collectives::Topology& topology,
                                        const runtime::Cluster& cluster, std::size_t number, std::string_view way) {
-  RelayChain chain{.tree = number, .way = std::string(way), .rate = tree.rate, .relays = {}};
+  RelayChain chain{.tree = number, .way = std::string(way), .rate = tree.rate, .share = 1, .relays = {}};
   const std::vector<int> order = collectives::order(tree);
   for (const int node : order) {
     const std::string& id = topology.nodes[static_cast<std::size_t>(node)].id;
@@ -42,8 +63,10 @@ runtime::Expected<RelayChain> chain_of(const collectives::Tree& tree, const coll
     }
     const auto parent = collectives::parent(tree, node);
     const auto at = parent ? std::ranges::find(order, *parent) - order.begin() : -1;
-    chain.relays.push_back(
-        {"tree" + std::to_string(number) + "." + id, id, host->address, host->port, static_cast<int>(at)});
+    auto [from, to] = link_to(tree, topology, node);
+    if (at >= 0) chain.relays[static_cast<std::size_t>(at)].children.push_back(static_cast<int>(chain.relays.size()));
+    chain.relays.push_back({"tree" + std::to_string(number) + "." + id, id, host->address, host->port, static_cast<int>(at), {},
+                            std::move(from), std::move(to)});
   }
   return chain;
 }
@@ -51,19 +74,21 @@ runtime::Expected<RelayChain> chain_of(const collectives::Tree& tree, const coll
 }  // namespace
 
 runtime::Expected<std::vector<RelayChain>> deploy(const collectives::Plan& plan, const collectives::Topology& topology,
-                                                  const runtime::Cluster& cluster) {
+                                                  const runtime::Cluster& cluster, std::size_t first) {
   std::vector<RelayChain> chains;
-  for (std::size_t number = 0; number < plan.trees.size(); ++number) {
-    const auto& tree = plan.trees[number];
+  for (std::size_t at = 0; at < plan.trees.size(); ++at) {
+    const auto& tree = plan.trees[at];
+    const auto add = [&](const collectives::Tree& way, std::string_view name) -> runtime::Expected<void> {
+      auto chain = chain_of(way, topology, cluster, first + at, name);
+      if (!chain) return tl::unexpected(chain.error());
+      chain->share = share_of(plan, tree);
+      chains.push_back(*std::move(chain));
+      return {};
+    };
     const bool own_reduce = !tree.reduce_edges.empty();
-    if (own_reduce) {
-      auto back = chain_of(turned(tree), topology, cluster, number, "reduce");
-      if (!back) return tl::unexpected(back.error());
-      chains.push_back(*std::move(back));
-    }
-    auto chain = chain_of(tree, topology, cluster, number, way_of(plan.operation, own_reduce));
-    if (!chain) return tl::unexpected(chain.error());
-    chains.push_back(*std::move(chain));
+    if (own_reduce)
+      if (auto added = add(reducing(tree), "reduce"); !added) return tl::unexpected(added.error());
+    if (auto added = add(tree, way_of(plan.operation, own_reduce)); !added) return tl::unexpected(added.error());
   }
   return chains;
 }
@@ -77,10 +102,16 @@ nlohmann::json to_json(const std::vector<RelayChain>& chains) {
                         {"host", relay.host},
                         {"address", relay.address},
                         {"port", relay.port},
-                        {"parent", relay.parent < 0 ? nlohmann::json() : nlohmann::json(relay.parent)}});
+                        {"parent", relay.parent < 0 ? nlohmann::json() : nlohmann::json(relay.parent)},
+                        {"children", relay.children}});
+      if (!relay.from_address.empty() || !relay.to_address.empty())
+        relays.back()["link"] = {{"from_address", relay.from_address}, {"to_address", relay.to_address}};
     }
-    list.push_back(
-        {{"tree", chain.tree}, {"way", chain.way}, {"rate", to_string(chain.rate)}, {"relays", std::move(relays)}});
+    list.push_back({{"tree", chain.tree},
+                    {"way", chain.way},
+                    {"rate", to_string(chain.rate)},
+                    {"share", to_string(chain.share)},
+                    {"relays", std::move(relays)}});
   }
   return list;
 }
@@ -88,10 +119,15 @@ nlohmann::json to_json(const std::vector<RelayChain>& chains) {
 std::string to_text(const std::vector<RelayChain>& chains) {
   std::string text;
   for (const RelayChain& chain : chains) {
-    text += "tree " + std::to_string(chain.tree) + ", " + chain.way + ", rate " + to_string(chain.rate) + "\n";
+    text += "tree " + std::to_string(chain.tree) + ", " + chain.way + ", rate " + to_string(chain.rate) + ", share " +
+            to_string(chain.share) + "\n";
     for (const Relay& relay : chain.relays) {
       text += "  " + relay.name + " on " + relay.host + " (" + relay.address + ":" + std::to_string(relay.port) + ")";
       if (relay.parent >= 0) text += ", parent " + chain.relays[static_cast<std::size_t>(relay.parent)].name;
+      if (!relay.from_address.empty() || !relay.to_address.empty())
+        text += " by " + relay.from_address + " -> " + relay.to_address;
+      for (const int child : relay.children)
+        text += (child == relay.children.front() ? ", children " : " ") + chain.relays[static_cast<std::size_t>(child)].host;
       text += "\n";
     }
   }

@@ -17,6 +17,9 @@ struct Relay {
   std::string address;
   std::uint16_t port;
   int parent;  // index in the chain, -1 for the root's
+  std::vector<int> children;  // so too
+  // The ends of the link by which it hears from its parent; empty: any address of the two hosts.
+  std::string from_address, to_address;
 };
 
 // The chain of one tree in the order in which it is spawned: a parent before its children.
@@ -24,12 +27,13 @@ struct RelayChain {
   std::size_t tree;
   std::string way;  // "broadcast" or "reduce": an allreduce tree of one way for both has one chain, "both"
   collectives::Rational rate;
+  collectives::Rational share;  // of the whole buffer
   std::vector<Relay> relays;
 };
 
-// Errors: bad_input where the topology has a host that the cluster has not.
+// Trees are numbered from `first` on. Errors: bad_input where the topology has a host that the cluster has not.
 runtime::Expected<std::vector<RelayChain>> deploy(const collectives::Plan& plan, const collectives::Topology& topology,
-                                                  const runtime::Cluster& cluster);
+                                                  const runtime::Cluster& cluster, std::size_t first = 0);
 
 nlohmann::json to_json(const std::vector<RelayChain>& chains);
 std::string to_text(const std::vector<RelayChain>& chains);

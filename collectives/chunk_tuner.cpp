@@ -17,17 +17,21 @@ std::int64_t ChunkTuner::chunks() const {
 void ChunkTuner::observe(double seconds) {
   if (settled()) return;
   ++calls_;
-  const bool better = best_seconds_ == 0 || seconds < best_seconds_ * (1 - options_.faster_by);
+  fastest_ = calls_here_++ == 0 ? seconds : std::min(fastest_, seconds);
+  if (calls_here_ < options_.calls_each && calls_ < options_.calls_max) return;
+  calls_here_ = 0;
+  const bool better = best_seconds_ == 0 || fastest_ < best_seconds_ * (1 - options_.faster_by);
+  no_gain_ = better ? 0 : no_gain_ + 1;
   if (better) {
     best_chunk_ = chunk_;
-    best_seconds_ = seconds;
+    best_seconds_ = fastest_;
   }
   if (calls_ >= options_.calls_max || (!better && phase_ == Phase::shrinking)) {
     chunk_ = best_chunk_;
     phase_ = Phase::settled;
     return;
   }
-  if (phase_ == Phase::growing && better && chunks() > 1) {
+  if (phase_ == Phase::growing && no_gain_ <= options_.patience && chunks() > 1) {
     chunk_ = std::min(2 * chunk_, 1.0);
     return;
   }

@@ -21,6 +21,7 @@ json edge_json(const Topology& topology, const TreeEdge& edge) {
   json object = {{"from", topology.nodes[static_cast<std::size_t>(edge.from)].id},
                  {"to", topology.nodes[static_cast<std::size_t>(edge.to)].id}};
   if (edge.path.size() > 2) object["path"] = ids(topology, edge.path);
+  if (!edge.links.empty()) object["links"] = edge.links;
   return object;
 }
 

@@ -120,6 +120,16 @@ class Reader {
     return {};
   }
 
+  Expected<std::vector<int>> links_of(const json& list, const std::string& where) const {
+    const auto known = [&](const json& link) {
+      if (!link.is_number_integer() || (!link.is_number_unsigned() && link.get<std::int64_t>() < 0)) return false;
+      return link.get<std::uint64_t>() < topology_.links.size();
+    };
+    if (!list.is_array() || !std::ranges::all_of(list, known))
+      return malformed(where + ": an edge's \"links\" are indices of the topology's links, one a hop");
+    return list.get<std::vector<int>>();
+  }
+
   Expected<std::vector<TreeEdge>> edges(const json& list, const std::string& where) const {
     if (!list.is_array()) return malformed(where + ": edges must be an array");
     std::vector<TreeEdge> edges;
@@ -134,6 +144,11 @@ class Reader {
         auto nodes = nodes_of(*path, where + ", a path");
         if (!nodes) return tl::unexpected(nodes.error());
         edge.path = *std::move(nodes);
+      }
+      if (const auto links = object.find("links"); links != object.end()) {
+        auto read = links_of(*links, where);
+        if (!read) return tl::unexpected(read.error());
+        edge.links = *std::move(read);
       }
       edges.push_back(std::move(edge));
     }

@@ -20,6 +20,8 @@ enum class Planner : std::uint8_t {
   rs_ag,      // ForestColl: an optimal reduce_scatter, then an optimal allgather
   rings,      // NCCL: as many rings through all hosts, sharing no link, as are found
   best_ring,  // the one ring that is widest
+  // Blink's plan for several servers, whether or not a flat one is known: in each, between them, in each (servers.hpp).
+  three_phase,
 };
 
 std::string_view name(Planner planner);

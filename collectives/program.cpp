@@ -1,10 +1,13 @@
 #include "collectives/program.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <optional>
 #include <set>
 
+#include "collectives/bottleneck.hpp"
+#include "collectives/hybrid.hpp"
 #include "collectives/plan.hpp"
 #include "collectives/schedule.hpp"
 
@@ -30,57 +33,54 @@ class Translator {
     const std::vector<int> path =
         tree_edge.path.empty() ? std::vector{tree_edge.from, tree_edge.to} : tree_edge.path;
     RankEdge out{rank(tree_edge.from), rank(tree_edge.to)};
-    out.from_address = address(path[0], path[1], path[0]);
-    out.to_address = address(path[path.size() - 2], path.back(), path.back());
+    const std::size_t last = path.size() - 2;
+    out.from_address = addresses(tree_edge, path, 0).first;
+    out.to_address = addresses(tree_edge, path, last).second;
     out.switched = path.size() > 2;
     return out;
   }
 
+  std::vector<RankEdge> edges(const std::vector<TreeEdge>& list) const {
+    std::vector<RankEdge> out;
+    for (const TreeEdge& each : list) out.push_back(edge(each));
+    return out;
+  }
+
  private:
-  // Of the first link that carries from -> to, its end at `node`.
-  std::string address(int from, int to, int node) const {
-    const auto found = link_between(topology_, from, to);
-    if (!found) return {};
-    const Link& link = topology_.links[index(*found)];
-    return (link.from == node ? link.from_address : link.to_address).value_or("");
+  // Of the link that this hop takes: the one that the edge names, or the first.
+  std::pair<std::string, std::string> addresses(const TreeEdge& edge, const std::vector<int>& path, std::size_t hop) const {
+    const auto link = edge.links.empty() ? link_between(topology_, path[hop], path[hop + 1]) : std::optional(edge.links[hop]);
+    if (!link) return {};
+    return addresses_from(topology_.links[index(*link)], path[hop]);
   }
 
   const Topology& topology_;
   std::map<int, int> ranks_;
 };
 
-std::vector<RankEdge> backwards(std::vector<RankEdge> edges) {
-  std::ranges::reverse(edges);
-  for (RankEdge& edge : edges) edge = reversed(edge);
-  return edges;
-}
-
 TreeProgram tree_program(const Plan& plan, const Tree& tree, const Translator& translator) {
   TreeProgram out{.root = translator.rank(tree.root), .up = {}, .down = {}, .share = {}};
-  std::vector<RankEdge> down, up;
-  for (const TreeEdge& edge : tree.edges) down.push_back(translator.edge(edge));
-  for (const TreeEdge& edge : tree.reduce_edges) up.push_back(translator.edge(edge));
   switch (plan.operation) {
     case Operation::allreduce:
-      out.up = tree.reduce_edges.empty() ? backwards(down) : up;
-      out.down = down;
+      out.up = translator.edges(tree.reduce_edges.empty() ? turned(tree.edges) : tree.reduce_edges);
+      out.down = translator.edges(tree.edges);
       break;
     case Operation::reduce:
     case Operation::reduce_scatter:
-      out.up = backwards(down);
+      out.up = translator.edges(turned(tree.edges));
       out.keeper = out.root;
       break;
     case Operation::gather:  // from the host that the path is for, unaltered on the way
       out.keeper = out.root;
-      out.down = backwards(down);
+      out.down = translator.edges(turned(tree.edges));
       if (tree.target) out.root = translator.rank(*tree.target);
       break;
     case Operation::scatter:
-      out.down = down;
+      out.down = translator.edges(tree.edges);
       if (tree.target) out.keeper = translator.rank(*tree.target);
       break;
     case Operation::broadcast:
-    case Operation::allgather: out.down = down; break;
+    case Operation::allgather: out.down = translator.edges(tree.edges); break;
   }
   return out;
 }
@@ -161,6 +161,56 @@ void add_trees(Program& program, const Plan& plan, const Topology& topology, con
   }
 }
 
+Expected<Program> empty_program(const Plan& plan, const ProgramOptions& options) {
+  const auto granule = static_cast<std::int64_t>(size_of(options.element));
+  const auto ranks = static_cast<std::int64_t>(plan.participants.size());
+  const std::int64_t together = has_parts(plan.operation) ? granule * ranks : granule;
+  if (options.bytes < 0 || options.bytes > kProgramBytesMax || options.bytes % together != 0)
+    return malformed("a buffer of " + std::to_string(options.bytes) + " bytes is no whole number of " +
+                     std::string(name(options.element)) +
+                     (has_parts(plan.operation) ? " a rank, of " + std::to_string(ranks) + " ranks" : ""));
+  return Program{plan.operation, options.element, options.reduction, static_cast<int>(ranks), options.bytes, {}};
+}
+
+// By part: the whole buffer.
+std::map<int, Stretches> whole_of(const Program& program) {
+  if (!has_parts(program.operation)) return {{kWhole, {{0, program.bytes}}}};
+  std::map<int, Stretches> work;
+  for (int rank = 0; rank < program.ranks; ++rank) work[rank] = {part_of(program, rank)};
+  return work;
+}
+
+// The trees of a plan carry these bytes, in as many chunks as are asked for or as the pipeline's model says.
+void add_plan(Program& program, const Plan& plan, const Topology& topology, const std::map<int, Stretches>& work,
+              const ProgramOptions& options) {
+  std::int64_t bytes = 0;
+  for (const auto& [part, stretches] : work)
+    for (const Stretch& stretch : stretches) bytes += stretch.bytes;
+  const auto unit = unit_bytes_per_s(topology.unit);
+  const ScheduleOptions timing{.bytes = bytes, .latency_s = options.latency_s, .unit_bytes_per_s = unit ? unit->get_d() : 1e9};
+  Schedule model = schedule(plan, timing);
+  Plan own = plan;
+  // A small buffer is done as soon over one tree, and a chunk of it costs as much as a chunk of a large one.
+  if (!has_parts(plan.operation) && options.chunks <= 0) {
+    std::optional<Schedule> best;
+    for (const Tree& tree : plan.trees) {
+      Plan single = plan;
+      single.trees = {tree};
+      single.trees[0].rate = bottleneck(plan, tree, topology);
+      Schedule alone = schedule(single, timing);
+      single.trees[0].rate = tree.rate;  // what links are judged by
+      if (alone.seconds > kAsSoon * model.seconds || (best && alone.seconds >= best->seconds)) continue;
+      best = std::move(alone);
+      own = std::move(single);
+    }
+    if (best) model = std::move(*best);
+  }
+  std::int64_t chunks = options.chunks;
+  if (chunks <= 0)
+    for (const TreeSchedule& tree : model.trees) chunks = std::max(chunks, tree.chunking.count);
+  add_trees(program, own, topology, work, chunks, false);
+}
+
 // Whether the edges make one tree that all leave from the root; `towards`: that all lead to it.
 bool is_tree(const std::vector<RankEdge>& edges, int root, int ranks, bool towards) {
   std::set<int> known{root};
@@ -179,38 +229,30 @@ RankEdge reversed(const RankEdge& edge) {
 }
 
 Expected<Program> make_program(const Plan& plan, const Topology& topology, const ProgramOptions& options) {
-  const auto granule = static_cast<std::int64_t>(size_of(options.element));
-  const auto ranks = static_cast<std::int64_t>(plan.participants.size());
-  const std::int64_t together = has_parts(plan.operation) ? granule * ranks : granule;
-  if (options.bytes < 0 || options.bytes > kProgramBytesMax || options.bytes % together != 0)
-    return malformed("a buffer of " + std::to_string(options.bytes) + " bytes is no whole number of " +
-                     std::string(name(options.element)) +
-                     (has_parts(plan.operation) ? " a rank, of " + std::to_string(ranks) + " ranks" : ""));
-  Program program{plan.operation, options.element, options.reduction, static_cast<int>(ranks), options.bytes, {}};
-  const auto unit = unit_bytes_per_s(topology.unit);
-  const ScheduleOptions timing{.bytes = options.bytes, .latency_s = options.latency_s, .unit_bytes_per_s = unit ? unit->get_d() : 1e9};
-  Schedule model = schedule(plan, timing);
-  Plan own = plan;
-  // A small buffer is done as soon over one tree, and a chunk of it costs as much as a chunk of a large one.
-  if (!has_parts(plan.operation) && options.chunks <= 0) {
-    std::optional<Schedule> best;
-    for (const Tree& tree : plan.trees) {
-      Plan single = plan;
-      single.trees = {tree};
-      Schedule alone = schedule(single, timing);
-      if (alone.seconds > kAsSoon * model.seconds || (best && alone.seconds >= best->seconds)) continue;
-      best = std::move(alone);
-      own = std::move(single);
-    }
-    if (best) model = std::move(*best);
+  auto program = empty_program(plan, options);
+  if (!program) return program;
+  add_plan(*program, plan, topology, whole_of(*program), options);
+  return program;
+}
+
+Expected<Program> make_program(const HybridPlan& plan, const ProgramOptions& options) {
+  auto program = empty_program(plan.first, options);
+  if (!program) return program;
+  const auto granule = static_cast<std::int64_t>(size_of(program->element));
+  const double share = options.bytes > 0 ? plan.split.first_bytes / static_cast<double>(options.bytes) : 1;
+  std::map<int, Stretches> first, second;
+  for (const auto& [part, stretches] : whole_of(*program)) {
+    std::int64_t bytes = 0;
+    for (const Stretch& stretch : stretches) bytes += stretch.bytes;
+    const auto cut = std::clamp<std::int64_t>(std::llround(share * static_cast<double>(bytes)) / granule * granule, 0, bytes);
+    if (cut > 0) first[part] = slice(stretches, 0, cut);
+    if (cut < bytes) second[part] = slice(stretches, cut, bytes);
   }
-  std::int64_t chunks = options.chunks;
-  if (chunks <= 0)
-    for (const TreeSchedule& tree : model.trees) chunks = std::max(chunks, tree.chunking.count);
-  std::map<int, Stretches> work;
-  if (!has_parts(plan.operation)) work[kWhole] = {{0, options.bytes}};
-  for (int rank = 0; has_parts(plan.operation) && rank < program.ranks; ++rank) work[rank] = {part_of(program, rank)};
-  add_trees(program, own, topology, work, chunks, false);
+  add_plan(*program, plan.first, plan.first_links, first, options);
+  const std::size_t own = program->trees.size();
+  if (!second.empty()) add_plan(*program, plan.second, plan.second_links, second, options);
+  for (std::size_t i = own; i < program->trees.size(); ++i)
+    program->trees[i].wait_us = static_cast<std::int64_t>(plan.waits_s * 1e6);
   return program;
 }
 
@@ -301,6 +343,7 @@ Expected<void> check(const Program& program) {
     if (!is_tree(tree.up, tree.root, program.ranks, true) || !is_tree(tree.down, tree.root, program.ranks, false))
       return malformed(which + "its edges make no tree from its root");
     if (!tree.up.empty() && !combines(program.operation)) return malformed(which + "it combines, the operation does not");
+    if (tree.wait_us < 0 || tree.wait_us > kWaitUsMax) return malformed(which + "waits " + std::to_string(tree.wait_us) + " us");
     if (tree.chunk_bytes < 1 || tree.chunk_bytes > kChunkBytesMax || tree.chunk_bytes % granule != 0)
       return malformed(which + "chunks of " + std::to_string(tree.chunk_bytes) + " bytes");
     for (const Stretch& stretch : tree.share) {

@@ -15,13 +15,15 @@
 
 namespace coppice::collectives {
 
+struct HybridPlan;
 struct Plan;
 struct Topology;
 
 inline constexpr int kRanksMax = 4096;
 inline constexpr std::int64_t kProgramBytesMax = std::int64_t{1} << 40;  // of a whole buffer
-inline constexpr std::int64_t kChunkBytesMax = std::int64_t{1} << 20;
+inline constexpr std::int64_t kChunkBytesMax = std::int64_t{4} << 20;
 inline constexpr std::int64_t kChunksMax = std::int64_t{1} << 24;  // of one tree
+inline constexpr std::int64_t kWaitUsMax = 10'000'000;
 
 struct Stretch {  // of the whole buffer
   std::int64_t offset = 0;
@@ -53,6 +55,7 @@ struct TreeProgram {
   // its input or what was combined.
   bool known_at_root = false;
   std::int64_t bytes_per_s = 0;  // as planned, on each edge; 0: nothing is known of it
+  std::int64_t wait_us = 0;      // before whoever sends first begins: what it costs to switch to its links (hybrid.hpp)
   bool operator==(const TreeProgram&) const = default;
 };
 
@@ -80,6 +83,10 @@ struct ProgramOptions {
 // Errors: malformed: the buffer is no whole number of elements, or of elements a rank where each has its part.
 // REQUIRES: the plan is of this topology and verified.
 Expected<Program> make_program(const Plan& plan, const Topology& topology, const ProgramOptions& options);
+
+// Over two kinds of links, each carrying as much as the split says of the buffer, or of every rank's part of it.
+// Errors: as above. REQUIRES: the plan's split is of options.bytes.
+Expected<Program> make_program(const HybridPlan& plan, const ProgramOptions& options);
 
 // How far a rank had come when a program's trees were given up.
 struct RankProgress {

@@ -6,6 +6,7 @@
 #include "collectives/mwu.hpp"
 #include "collectives/partition.hpp"
 #include "collectives/ring.hpp"
+#include "collectives/servers.hpp"
 
 namespace coppice::collectives {
 namespace {
@@ -76,6 +77,14 @@ Expected<std::vector<Tree>> by_two_phases(const Situation& situation, const Plan
   return std::move(plan.trees);
 }
 
+Expected<std::vector<Tree>> by_three_phases(const Situation& situation) {
+  if (!has_servers(situation))
+    return not_planned("three_phase needs hosts in two servers or more: name each node's \"server\" in the topology");
+  auto trees = three_phase_trees(situation);
+  if (trees.empty()) return not_planned("no plan of three phases was found");
+  return trees;
+}
+
 Expected<std::vector<Tree>> rival_trees(const Situation& situation, const PlanRequest& request, const Plan& exact) {
   switch (request.planner) {
     case Planner::mwu:
@@ -86,6 +95,8 @@ Expected<std::vector<Tree>> rival_trees(const Situation& situation, const PlanRe
       return by_rings(situation, false);
     case Planner::best_ring:
       return by_rings(situation, true);
+    case Planner::three_phase:
+      return by_three_phases(situation);
     case Planner::exact:
       break;
   }

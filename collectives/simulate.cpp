@@ -6,6 +6,7 @@
 #include <map>
 #include <queue>
 
+#include "collectives/program.hpp"
 #include "collectives/schedule.hpp"
 
 namespace coppice::collectives {
@@ -171,6 +172,21 @@ class ChunkWay {
   std::map<int, std::vector<int>> arrived_;  // by node
 };
 
+// Chunk by chunk in turn, so that among equals no tree waits for the whole of another.
+std::vector<Transfer> in_turn(const Plan& plan, const Schedule& shares, const std::vector<Chunking>& chunkings) {
+  std::int64_t most = 0;
+  for (const Chunking& each : chunkings) most = std::max(most, each.count);
+  std::vector<Transfer> transfers;
+  for (std::int64_t chunk = 0; chunk < most; ++chunk) {
+    for (std::size_t tree = 0; tree < plan.trees.size(); ++tree) {
+      if (chunk >= chunkings[tree].count) continue;
+      const ChunkRange range = chunk_range(chunkings[tree], shares.trees[tree].bytes, chunk);
+      ChunkWay(plan, plan.trees[tree], static_cast<double>(range.bytes), transfers);
+    }
+  }
+  return transfers;
+}
+
 }  // namespace
 
 double simulate(const Topology& topology, const std::vector<Transfer>& transfers, const LinkModel& model) {
@@ -179,38 +195,52 @@ double simulate(const Topology& topology, const std::vector<Transfer>& transfers
   std::vector<std::vector<int>> then(transfers.size());
   std::vector<int> waits(transfers.size(), 0);
   std::vector<double> ready(transfers.size(), 0);
-  using Event = std::pair<double, int>;
+  std::vector<double> through(transfers.size(), 0);  // when the last byte is through the links that it has begun on
+  struct Event {
+    double time;
+    int transfer;
+    std::size_t hop;  // index into the path of the link's far end
+    auto operator<=>(const Event&) const = default;
+  };
   std::priority_queue<Event, std::vector<Event>, std::greater<>> open;
   for (std::size_t at = 0; at < transfers.size(); ++at) {
     waits[at] = static_cast<int>(transfers[at].after.size());
     for (const int before : transfers[at].after) then[index(before)].push_back(static_cast<int>(at));
-    if (waits[at] == 0) open.emplace(0.0, static_cast<int>(at));
+    if (waits[at] == 0) open.push({0.0, static_cast<int>(at), 1});
   }
   double last = 0;
   while (!open.empty()) {
-    const auto [since, at] = open.top();
+    const Event event = open.top();
     open.pop();
-    const Transfer& transfer = transfers[index(at)];
-    double begin = since;
-    double slowest = 0;
-    for (std::size_t hop = 1; hop < transfer.path.size(); ++hop) {
-      const Pair link{transfer.path[hop - 1], transfer.path[hop]};
-      begin = std::max(begin, free_at[link]);
-      slowest = std::max(slowest, transfer.bytes / (capacity.at(link) * model.unit_bytes_per_s));
+    const Transfer& transfer = transfers[index(event.transfer)];
+    const Pair link{transfer.path[event.hop - 1], transfer.path[event.hop]};
+    const auto takes_on = [&](const Pair& each) {
+      return (transfer.bytes + model.overhead_bytes) / (capacity.at(each) * model.unit_bytes_per_s);
+    };
+    double begin = std::max(event.time, free_at[link]);
+    if (event.hop == 1) {
+      for (std::size_t hop = 2; hop < transfer.path.size(); ++hop) {
+        const Pair later{transfer.path[hop - 1], transfer.path[hop]};
+        begin = std::max(begin, free_at[later] - model.queue_bytes / (capacity.at(later) * model.unit_bytes_per_s));
+      }
     }
-    if (begin > since) {  // others may begin before: it asks again when its links should be free
-      open.emplace(begin, at);
+    if (begin > event.time) {  // others may begin before: it asks again when there should be room
+      open.push({begin, event.transfer, event.hop});
       continue;
     }
-    for (std::size_t hop = 1; hop < transfer.path.size(); ++hop) {
-      const Pair link{transfer.path[hop - 1], transfer.path[hop]};
-      free_at[link] = begin + transfer.bytes / (capacity.at(link) * model.unit_bytes_per_s);
+    const double takes = takes_on(link);
+    free_at[link] = event.time + takes;
+    double& done = through[index(event.transfer)];
+    done = std::max(done, event.time + takes);
+    if (event.hop + 1 < transfer.path.size()) {
+      open.push({event.time, event.transfer, event.hop + 1});
+      continue;
     }
-    const double arrived = begin + model.latency_s + slowest;
+    const double arrived = done + model.latency_s;
     last = std::max(last, arrived);
-    for (const int next : then[index(at)]) {
+    for (const int next : then[index(event.transfer)]) {
       ready[index(next)] = std::max(ready[index(next)], arrived);
-      if (--waits[index(next)] == 0) open.emplace(ready[index(next)], next);
+      if (--waits[index(next)] == 0) open.push({ready[index(next)], next, 1});
     }
   }
   return last;
@@ -219,23 +249,22 @@ double simulate(const Topology& topology, const std::vector<Transfer>& transfers
 std::vector<Transfer> transfers_of(const Plan& plan, std::int64_t bytes, const LinkModel& model, int chunks_max) {
   const Schedule times =
       schedule(plan, {.bytes = bytes, .latency_s = model.latency_s, .unit_bytes_per_s = model.unit_bytes_per_s});
-  std::vector<Transfer> transfers;
   std::vector<Chunking> chunkings;
-  std::int64_t most = 0;
   for (const TreeSchedule& tree : times.trees) {
     const std::int64_t count = std::min<std::int64_t>(tree.chunking.count, chunks_max);
     chunkings.push_back(count == 0 ? Chunking{} : chunking(tree.bytes, (tree.bytes + count - 1) / count));
-    most = std::max(most, chunkings.back().count);
   }
-  // Chunk by chunk in turn, so that among equals no tree waits for the whole of another.
-  for (std::int64_t chunk = 0; chunk < most; ++chunk) {
-    for (std::size_t tree = 0; tree < plan.trees.size(); ++tree) {
-      if (chunk >= chunkings[tree].count) continue;
-      const ChunkRange range = chunk_range(chunkings[tree], times.trees[tree].bytes, chunk);
-      ChunkWay(plan, plan.trees[tree], static_cast<double>(range.bytes), transfers);
-    }
+  return in_turn(plan, times, chunkings);
+}
+
+std::vector<Transfer> transfers_in_chunks(const Plan& plan, std::int64_t bytes, std::int64_t chunks) {
+  const Schedule shares = schedule(plan, {.bytes = bytes, .latency_s = 0, .unit_bytes_per_s = 1});
+  std::vector<Chunking> chunkings;
+  for (const TreeSchedule& tree : shares.trees) {
+    const std::int64_t wanted = (tree.bytes + chunks - 1) / std::max<std::int64_t>(chunks, 1);
+    chunkings.push_back(tree.bytes == 0 ? Chunking{} : chunking(tree.bytes, std::clamp<std::int64_t>(wanted, 1, kChunkBytesMax)));
   }
-  return transfers;
+  return in_turn(plan, shares, chunkings);
 }
 
 std::vector<Transfer> classic_allreduce(Classic classic, const Topology& topology, std::int64_t bytes) {

@@ -8,7 +8,8 @@
 namespace coppice::collectives {
 namespace {
 
-constexpr std::array<std::string_view, 5> kPlanners = {"exact", "mwu", "rs_ag", "rings", "best_ring"};
+constexpr std::array<std::string_view, 6> kPlannerNames = {"exact", "mwu",       "rs_ag",
+                                                           "rings", "best_ring", "three_phase"};
 
 std::size_t index(int node) { return static_cast<std::size_t>(node); }
 
@@ -52,12 +53,12 @@ Expected<void> check_reach(const Situation& situation, const Network& network, i
 
 }  // namespace
 
-std::string_view name(Planner planner) { return kPlanners.at(static_cast<std::size_t>(planner)); }
+std::string_view name(Planner planner) { return kPlannerNames.at(static_cast<std::size_t>(planner)); }
 
 std::optional<Planner> planner_of(std::string_view word) {
-  const auto found = std::ranges::find(kPlanners, word);
-  if (found == kPlanners.end()) return std::nullopt;
-  return static_cast<Planner>(found - kPlanners.begin());
+  const auto found = std::ranges::find(kPlannerNames, word);
+  if (found == kPlannerNames.end()) return std::nullopt;
+  return static_cast<Planner>(found - kPlannerNames.begin());
 }
 
 bool is_rooted(Operation operation) {

@@ -106,9 +106,13 @@ std::vector<int> hosts(const Topology& topology) {
   return found;
 }
 
-Topology with_capacity(const Topology& topology, int from, int to, const Rational& capacity) {
+namespace {
+
+// The links that `chosen` wants carry so much from -> to together.
+template <class Chosen>
+Topology with_capacity_of(const Topology& topology, int from, int to, const Rational& capacity, const Chosen& chosen) {
   const auto carries = [&](const Link& link) {
-    return (link.from == from && link.to == to) || (link.duplex && link.from == to && link.to == from);
+    return ((link.from == from && link.to == to) || (link.duplex && link.from == to && link.to == from)) && chosen(link);
   };
   Rational before;
   for (const Link& link : topology.links)
@@ -143,12 +147,39 @@ Topology with_capacity(const Topology& topology, int from, int to, const Rationa
   return out;
 }
 
+}  // namespace
+
+Topology with_capacity(const Topology& topology, int from, int to, const Rational& capacity) {
+  return with_capacity_of(topology, from, to, capacity, [](const Link&) { return true; });
+}
+
+Topology with_link_capacity(const Topology& topology, int from, int to, const std::string& from_address,
+                            const std::string& to_address, const Rational& capacity) {
+  const auto is_it = [&](const Link& link) { return addresses_from(link, from) == std::pair(from_address, to_address); };
+  const auto between = links_between(topology, from, to);
+  const bool known = std::ranges::any_of(between, [&](int at) { return is_it(topology.links[static_cast<std::size_t>(at)]); });
+  return with_capacity_of(topology, from, to, capacity, [&](const Link& link) { return !known || is_it(link); });
+}
+
+std::vector<int> links_between(const Topology& topology, int from, int to) {
+  std::vector<int> found;
+  for (std::size_t at = 0; at < topology.links.size(); ++at) {
+    const Link& link = topology.links[at];
+    if ((link.from == from && link.to == to) || (link.duplex && link.from == to && link.to == from))
+      found.push_back(static_cast<int>(at));
+  }
+  return found;
+}
+
 std::optional<int> link_between(const Topology& topology, int from, int to) {
-  const auto found = std::ranges::find_if(topology.links, [&](const Link& link) {
-    return (link.from == from && link.to == to) || (link.duplex && link.from == to && link.to == from);
-  });
-  if (found == topology.links.end()) return std::nullopt;
-  return static_cast<int>(found - topology.links.begin());
+  const auto found = links_between(topology, from, to);
+  return found.empty() ? std::nullopt : std::optional(found.front());
+}
+
+std::pair<std::string, std::string> addresses_from(const Link& link, int node) {
+  const auto own = link.from == node ? link.from_address : link.to_address;
+  const auto far = link.from == node ? link.to_address : link.from_address;
+  return {own.value_or(""), far.value_or("")};
 }
 
 std::optional<Rational> unit_bytes_per_s(std::string_view unit) {

@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "collectives/error.hpp"
@@ -78,8 +79,16 @@ std::vector<int> hosts(const Topology& topology);  // ascending
 // The topology as it is when so much is left of what goes from -> to directly, over all its links together; 0: nothing.
 Topology with_capacity(const Topology& topology, int from, int to, const Rational& capacity);
 
-// The first link that carries from -> to directly: whose addresses a sender may use.
+// The same of the one link whose ends have these addresses; of all where no link of the pair has them.
+Topology with_link_capacity(const Topology& topology, int from, int to, const std::string& from_address,
+                            const std::string& to_address, const Rational& capacity);
+
+// The links that carry from -> to directly, ascending; and the first, whose addresses a sender may use.
+std::vector<int> links_between(const Topology& topology, int from, int to);
 std::optional<int> link_between(const Topology& topology, int from, int to);
+
+// The addresses of the link's ends when it is taken from this node; empty where it has none.
+std::pair<std::string, std::string> addresses_from(const Link& link, int node);
 
 // Bytes a second of one of the unit: "bit/s" and "B/s" with k, M, G, T (powers of 1000) or Ki, Mi, Gi, Ti before them.
 // Nothing for any other text, such as "links": such capacities compare only with one another.

@@ -30,6 +30,16 @@ std::vector<Visit> breadth_first(const Tree& tree) {
 
 }  // namespace
 
+TreeEdge turned(const TreeEdge& edge) {
+  return {edge.to, edge.from, {edge.path.rbegin(), edge.path.rend()}, {edge.links.rbegin(), edge.links.rend()}};
+}
+
+std::vector<TreeEdge> turned(const std::vector<TreeEdge>& edges) {
+  std::vector<TreeEdge> back;
+  for (auto edge = edges.rbegin(); edge != edges.rend(); ++edge) back.push_back(turned(*edge));
+  return back;
+}
+
 std::vector<int> children(const Tree& tree, int node) {
   std::vector<int> found;
   for (const TreeEdge& edge : tree.edges) {

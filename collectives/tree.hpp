@@ -15,6 +15,8 @@ struct TreeEdge {
   int from = -1;
   int to = -1;
   std::vector<int> path;  // from, the switches in order, to; a direct link: {from, to}
+  // Of each hop, the index of the link that it takes; empty: between each pair there is one, or which one does not matter.
+  std::vector<int> links = {};
   bool operator==(const TreeEdge&) const = default;
 };
 
@@ -29,6 +31,11 @@ struct Tree {
   std::optional<int> target = std::nullopt;
   bool operator==(const Tree&) const = default;
 };
+
+TreeEdge turned(const TreeEdge& edge);
+
+// Every edge the other way, the last one first: what points away from a root points to it, and the reverse.
+std::vector<TreeEdge> turned(const std::vector<TreeEdge>& edges);
 
 // In the order of the edges: whom to send to first. O(edges), as are the others.
 std::vector<int> children(const Tree& tree, int node);

@@ -50,6 +50,12 @@ class Verifier {
                      to_string(capacity_.at(pair)));
       }
     }
+    for (const auto& [way, used] : link_load_) {
+      const Rational& capacity = topology_.links[index(way.first)].capacity;
+      if (used > capacity)
+        return wrong(numbered("link ", way.first) + " carries " + to_string(used) + " of " + to_string(capacity) +
+                     " from " + named(way.second));
+    }
     const auto bound = std::visit([&](const auto& kind) { return bound_of(kind); }, plan_.certificate);
     if (!bound) return tl::unexpected(bound.error());
     if (*bound != plan_.bound) {
@@ -101,6 +107,22 @@ class Verifier {
         return wrong(where + ": the path of " + arrow({edge.from, edge.to}) + " passes a host");
       }
       load_[pair] += rate;
+    }
+    return on_links(where, edge, path, rate, backwards);
+  }
+
+  // What the edge carries on the links that it names.
+  Expected<void> on_links(const std::string& where, const TreeEdge& edge, const std::vector<int>& path,
+                          const Rational& rate, bool backwards) {
+    if (edge.links.empty()) return {};
+    if (edge.links.size() + 1 != path.size())
+      return wrong(where + ": the edge " + arrow({edge.from, edge.to}) + " names another number of links than it has hops");
+    for (std::size_t hop = 1; hop < path.size(); ++hop) {
+      const int at = edge.links[hop - 1];
+      const Pair pair = backwards ? Pair{path[hop], path[hop - 1]} : Pair{path[hop - 1], path[hop]};
+      const auto between = links_between(topology_, pair.first, pair.second);
+      if (!std::ranges::binary_search(between, at)) return wrong(where + numbered(": link ", at) + " is not one of " + arrow(pair));
+      link_load_[{at, pair.first}] += rate;
     }
     return {};
   }
@@ -324,6 +346,7 @@ class Verifier {
   const Topology& topology_;
   Load capacity_;
   Load load_;
+  Load link_load_;  // by link and the node that it is left from
 };
 
 }  // namespace

@@ -59,7 +59,8 @@ std::vector<std::int64_t> shuffled(std::int64_t count, std::uint64_t seed, std::
 }
 
 void augmented(const Dataset& data, std::span<const std::int64_t> indices, const Normalisation& normalisation,
-               const Augmentation& augmentation, std::uint64_t seed, std::int64_t step, std::span<float> out) {
+               const Augmentation& augmentation, std::uint64_t seed, std::int64_t step, std::int64_t first,
+               std::span<float> out) {
   std::array<float, 256> values;
   for (std::size_t i = 0; i < values.size(); ++i)
     values[i] = (static_cast<float>(i) / 255.0F - normalisation.mean) / normalisation.deviation;
@@ -67,14 +68,19 @@ void augmented(const Dataset& data, std::span<const std::int64_t> indices, const
   const bool image = data.item.size() == 3;
   const auto height = image ? data.item[1] : 1, width = image ? data.item[2] : size, plane = height * width;
   Random random(seed, kChanges + static_cast<std::uint64_t>(step));
-  float* to = out.data();
-  for (const auto index : indices) {
+  const auto draw = [&] {
     Change change;
     if (image && augmentation.shift > 0) {
       change.down = random.below(2 * augmentation.shift + 1) - augmentation.shift;
       change.right = random.below(2 * augmentation.shift + 1) - augmentation.shift;
     }
     if (image && augmentation.flip) change.mirrored = random.below(2) == 1;
+    return change;
+  };
+  for (std::int64_t i = 0; i < first; ++i) draw();
+  float* to = out.data();
+  for (const auto index : indices) {
+    const auto change = draw();
     const auto* from = data.pixels.data() + index * size;
     for (std::int64_t at = 0; at < size; at += plane, to += plane)
       move_plane(from + at, height, width, change, values, to);

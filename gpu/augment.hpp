@@ -24,8 +24,10 @@ class Random {
 // The order in which an epoch goes through count items.
 std::vector<std::int64_t> shuffled(std::int64_t count, std::uint64_t seed, std::int64_t epoch);
 
-// Items by their indices as float32 [indices, item]: normalised, shifted and mirrored as the step draws it.
+// Items by their indices as float32 [indices, item]: normalised, shifted and mirrored as the step draws it for those that
+// stand at `first` and after it in the step's batch.
 void augmented(const Dataset& data, std::span<const std::int64_t> indices, const Normalisation& normalisation,
-               const Augmentation& augmentation, std::uint64_t seed, std::int64_t step, std::span<float> out);
+               const Augmentation& augmentation, std::uint64_t seed, std::int64_t step, std::int64_t first,
+               std::span<float> out);
 
 }  // namespace coppice::gpu

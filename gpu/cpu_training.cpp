@@ -16,17 +16,6 @@ using dnnl::memory;
 
 unexpected<Error> mismatch(const std::string& what) { return unexpected(Error{ErrorCode::shape_mismatch, what}); }
 
-// Every vector of numbers that a TrainingState holds, in its order.
-template <class Net, class Visit>
-void for_each_parameter(Net& net, Visit visit) {
-  for (auto& node : net.nodes) {
-    const auto visit_all = [&](auto&... vectors) { (visit(vectors), ...); };
-    if (auto* c = std::get_if<Convolution>(&node.op)) visit_all(c->weight, c->bias);
-    if (auto* d = std::get_if<Dense>(&node.op)) visit_all(d->weight, d->bias);
-    if (auto* b = std::get_if<BatchNorm>(&node.op)) visit_all(b->scale, b->shift, b->mean, b->variance);
-  }
-}
-
 class CpuTrainableNet final : public TrainableNet {
  public:
   CpuTrainableNet(const Network& net, const std::vector<Dims>& shapes, const TrainingOptions& options, int threads)
@@ -52,14 +41,16 @@ class CpuTrainableNet final : public TrainableNet {
     });
   }
 
-  Expected<void> backward(std::span<const float> score_gradients) override {
+  Expected<void> backward(std::span<const float> score_gradients, const GradientsReady& ready) override {
     if (std::ssize(score_gradients) != output_elements())
       return mismatch("backward: " + std::to_string(score_gradients.size()) + " gradients for " +
                       std::to_string(output_elements()) + " scores");
     return guarded([&] {
       graph_.score_gradients.set_data_handle(const_cast<float*>(score_gradients.data()));
+      const bool adds_up = graph_.parameters.pending();
       graph_.parameters.begin_backward();
-      run(graph_.backward[static_cast<int>(mode_)]);
+      run(graph_.backward[static_cast<int>(mode_)], graph_.ready[static_cast<int>(mode_)],
+          adds_up ? GradientsReady() : ready);
       graph_.parameters.end_backward();
     });
   }
@@ -99,6 +90,17 @@ class CpuTrainableNet final : public TrainableNet {
     return guarded([&] { graph_.parameters.write_gradients(in); });
   }
 
+  Expected<void> read_shared(std::int64_t first, std::span<float> out) const override {
+    bool fits = false;
+    auto done = guarded([&] { fits = graph_.parameters.read_shared(first, out); });
+    return done && !fits ? cut_through(first, out.size()) : done;
+  }
+  Expected<void> write_shared(std::int64_t first, std::span<const float> in) override {
+    bool fits = false;
+    auto done = guarded([&] { fits = graph_.parameters.write_shared(first, in); });
+    return done && !fits ? cut_through(first, in.size()) : done;
+  }
+
   Expected<Network> network(bool averaged) const override {
     Network out = net_;
     std::vector<float> values(static_cast<std::size_t>(parameter_elements()));
@@ -106,10 +108,11 @@ class CpuTrainableNet final : public TrainableNet {
         guarded([&] { averaged ? graph_.parameters.read_average(values) : graph_.parameters.read_weights(values); });
     if (!read) return unexpected(read.error());
     auto from = values.cbegin();
-    for_each_parameter(out, [&](std::vector<float>& part) {
-      std::copy_n(from, part.size(), part.begin());
-      from += std::ssize(part);
-    });
+    for (auto& node : out.nodes)
+      for_each_parameter(node, [&](std::vector<float>& part) {
+        std::copy_n(from, part.size(), part.begin());
+        from += std::ssize(part);
+      });
     return out;
   }
   Expected<TrainingState> state() const override {
@@ -130,6 +133,10 @@ class CpuTrainableNet final : public TrainableNet {
 
   Expected<void> wrong_count(const std::string& what, std::size_t count) const {
     return mismatch(std::to_string(count) + " " + what + ", the net has " + std::to_string(parameter_elements()));
+  }
+  Expected<void> cut_through(std::int64_t first, std::size_t count) const {
+    return mismatch("parameters " + std::to_string(first) + " to " + std::to_string(first) + " + " +
+                    std::to_string(count) + " are not those of whole nodes");
   }
   Expected<void> check(int value, std::span<float> out) const {
     if (value < 0 || value >= static_cast<int>(graph_.values.size()))
@@ -154,6 +161,16 @@ class CpuTrainableNet final : public TrainableNet {
   }
   static void run(const CpuTrainingGraph::Program& program) {
     for (const auto& step : program) step();
+  }
+  static void run(const CpuTrainingGraph::Program& program, std::span<const CpuTrainingGraph::Ready> marks,
+                  const GradientsReady& ready) {
+    if (!ready) return run(program);
+    std::size_t done = 0;
+    for (const auto& mark : marks) {
+      for (; done < mark.steps; ++done) program[done]();
+      ready(mark.first);
+    }
+    for (; done < program.size(); ++done) program[done]();
   }
 
   void copy_out(const memory& from, int value, std::span<float> out) const {

@@ -46,6 +46,7 @@ class Compiler {
       auto& out = values_[i + 1];
       if (out.data) continue;  // a ReLU that the node before it took up
       for (const int input : net_.nodes[i].inputs) out.learns |= values_[static_cast<std::size_t>(input)].learns;
+      first_parameter_ = graph_.parameters.count();
       std::visit(*this, net_.nodes[i].op);
     }
     finish_forward();
@@ -413,8 +414,13 @@ class Compiler {
   void backward(std::function<void(int from, int to)> make_backward, int through = 0) {
     const int from = inputs_of_node().empty() ? 0 : inputs_of_node().front(), to = node_ + 1;
     if (!out().learns) return;
-    backwards_.push_back([this, make_backward = std::move(make_backward), from, to, through] {
+    const bool has_parameters = graph_.parameters.count() > first_parameter_;
+    backwards_.push_back([this, make_backward = std::move(make_backward), from, to, through, has_parameters,
+                          first = first_parameter_] {
       if (value(through > 0 ? through : to).gradient) make_backward(from, to);
+      if (!has_parameters) return;
+      for (const auto mode : {static_cast<int>(Mode::train), static_cast<int>(Mode::evaluate)})
+        graph_.ready[mode].push_back({graph_.backward[mode].size(), first});
     });
   }
 
@@ -652,6 +658,7 @@ class Compiler {
   std::vector<CpuTrainingValue>& values_;
   std::vector<std::vector<int>> readers_;  // of each value: nodes
   std::vector<std::function<void()>> backwards_;
+  std::int64_t first_parameter_ = 0;  // of the node that is being laid out
   std::vector<memory> scratch_views_;
   std::size_t scratch_bytes_ = 0;
   int node_ = 0;

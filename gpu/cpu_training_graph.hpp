@@ -44,6 +44,12 @@ struct CpuTrainingGraph {
   // Plain memories of the scores and of their gradients, which the caller's buffers take the place of.
   dnnl::memory scores, score_gradients;
   Program forward[2], backward[2];  // by Mode
+  // By Mode: once so many steps of the backward are done, the gradients from parameter `first` on are whole.
+  struct Ready {
+    std::size_t steps = 0;
+    std::int64_t first = 0;
+  };
+  std::vector<Ready> ready[2];
 };
 
 // Throws dnnl::error. REQUIRES: shapes are the net's.

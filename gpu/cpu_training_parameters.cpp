@@ -34,9 +34,10 @@ void convert(const dnnl::engine& engine, const memory::desc& from, const float* 
 
 CpuParameters::Place CpuParameters::add(std::span<const float> values, const memory::desc& plain,
                                         const memory::desc& layout, Kind kind) {
-  Segment made{
-      plain, layout, size_, (layout.get_size() / sizeof(float) + kLine - 1) / kLine * kLine, elements_of(plain),
-      kind,  {}};
+  Segment made{plain,  layout,
+               size_,  (layout.get_size() / sizeof(float) + kLine - 1) / kLine * kLine,
+               count_, elements_of(plain),
+               kind,   {}};
   made.place.weight = memory(layout, engine_, DNNL_MEMORY_NONE);
   if (kind != Kind::statistic) made.place.gradient = memory(layout, engine_, DNNL_MEMORY_NONE);
   size_ += made.size;
@@ -102,6 +103,37 @@ void CpuParameters::end_backward() {
 void CpuParameters::write_gradients(std::span<const float> in) {
   copy_in(in, gradients_);
   pending_ = true;
+}
+
+std::span<const CpuParameters::Segment> CpuParameters::within(std::int64_t first, std::int64_t count) const {
+  const auto begin = std::ranges::lower_bound(segments_, first, {}, &Segment::first);
+  const auto end = std::ranges::lower_bound(segments_, first + count, {}, &Segment::first);
+  const auto starts_at = [&](auto at, std::int64_t number) {
+    return number == (at == segments_.end() ? count_ : at->first);
+  };
+  if (!starts_at(begin, first) || !starts_at(end, first + count)) return {};
+  return {begin, end};
+}
+
+bool CpuParameters::read_shared(std::int64_t first, std::span<float> out) const {
+  const auto found = within(first, std::ssize(out));
+  if (found.empty()) return out.empty();
+  for (const auto& segment : found) {
+    const auto& from = segment.kind == Kind::statistic ? weights_ : gradients_;
+    convert(engine_, segment.layout, aligned(from) + segment.offset, segment.plain, &out[static_cast<std::size_t>(segment.first - first)]);
+  }
+  return true;
+}
+
+bool CpuParameters::write_shared(std::int64_t first, std::span<const float> in) {
+  const auto found = within(first, std::ssize(in));
+  if (found.empty()) return in.empty();
+  for (const auto& segment : found) {
+    const auto& to = segment.kind == Kind::statistic ? weights_ : gradients_;
+    convert(engine_, segment.plain, &in[static_cast<std::size_t>(segment.first - first)], segment.layout, aligned(to) + segment.offset);
+  }
+  pending_ = true;
+  return true;
 }
 
 void CpuParameters::update(const SgdStep& step, int threads) {

@@ -35,9 +35,13 @@ class CpuParameters {
   void read_average(std::span<float> out) const { copy_out(average_.empty() ? weights_ : average_, out); }
   void read_gradients(std::span<float> out) const { copy_out(gradients_, out); }
   void write_gradients(std::span<const float> in);
+  // Gradients, and values of statistics. False, and nothing done, where the range cuts through an array.
+  bool read_shared(std::int64_t first, std::span<float> out) const;
+  bool write_shared(std::int64_t first, std::span<const float> in);
   TrainingState state() const;
   void restore(const TrainingState& state);  // REQUIRES: the sizes fit
 
+  bool pending() const { return pending_; }  // gradients that no update has taken yet
   // A backward writes gradients anew: what there was is set aside before it and added after it.
   void begin_backward();
   void end_backward();
@@ -46,12 +50,14 @@ class CpuParameters {
   using Buffer = std::vector<float>;
   struct Segment {
     dnnl::memory::desc plain, layout;
-    std::size_t offset, size;  // in the buffers, padding included
-    std::int64_t count;        // without
+    std::size_t offset, size;   // in the buffers, padding included
+    std::int64_t first, count;  // without
     Kind kind;
     Place place;
   };
 
+  // The segments of [first, first + count); none where the range cuts through one.
+  std::span<const Segment> within(std::int64_t first, std::int64_t count) const;
   void copy_out(const Buffer& from, std::span<float> out) const;
   void copy_in(std::span<const float> in, Buffer& to) const;
   float* aligned(const Buffer& buffer) const;
@@ -63,7 +69,7 @@ class CpuParameters {
   std::size_t size_ = 0;
   std::int64_t count_ = 0;
   Buffer weights_, gradients_, velocity_, average_, aside_;
-  bool pending_ = false;  // gradients that no update has taken yet
+  bool pending_ = false;
 };
 
 }  // namespace coppice::gpu

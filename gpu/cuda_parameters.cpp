@@ -93,6 +93,30 @@ void Parameters::read_gradients(const Lane& lane, std::span<float> out) const {
 
 void Parameters::write_gradients(const Lane& lane, std::span<const float> in) const { write(lane, gradients_, in); }
 
+template <class Visit>
+void Parameters::each_number(std::int64_t first, std::size_t count, const Visit& visit) const {
+  const auto from = static_cast<std::size_t>(first), to = from + count;
+  std::size_t at = 0;
+  for (const auto& piece : pieces_) {
+    for (auto i = std::max(at, from); i < std::min(at + piece.count, to); ++i) visit(i, piece.kind == ParameterKind::fixed);
+    at += piece.count;
+  }
+}
+
+void Parameters::read_shared(const Lane& lane, std::int64_t first, std::span<float> out) const {
+  const auto gradients = read(lane, gradients_), weights = read(lane, weights_);
+  auto to = out.begin();
+  each_number(first, out.size(), [&](std::size_t i, bool fixed) { *to++ = fixed ? weights[i] : gradients[i]; });
+}
+
+void Parameters::write_shared(const Lane& lane, std::int64_t first, std::span<const float> in) const {
+  auto gradients = read(lane, gradients_), weights = read(lane, weights_);
+  auto from = in.begin();
+  each_number(first, in.size(), [&](std::size_t i, bool fixed) { (fixed ? weights[i] : gradients[i]) = *from++; });
+  write(lane, gradients_, gradients);
+  write(lane, weights_, weights);
+}
+
 TrainingState Parameters::state(const Lane& lane) const {
   return {read(lane, weights_), read(lane, velocity_), average_ ? read(lane, average_) : std::vector<float>{}};
 }

@@ -25,6 +25,9 @@ class Parameters {
   void clear(const Lane& lane) const;                  // gradients only
   void read_gradients(const Lane& lane, std::span<float> out) const;
   void write_gradients(const Lane& lane, std::span<const float> in) const;
+  // Gradients, and values of what is fixed. REQUIRES: [first, first + size) lies within.
+  void read_shared(const Lane& lane, std::int64_t first, std::span<float> out) const;
+  void write_shared(const Lane& lane, std::int64_t first, std::span<const float> in) const;
   TrainingState state(const Lane& lane) const;
   void restore(const Lane& lane, const TrainingState& state);  // REQUIRES: sizes fit
   Network network(const Lane& lane, const Network& like, bool averaged) const;
@@ -38,6 +41,9 @@ class Parameters {
   float* at(const DeviceMemory& array, int node, int which) const;
   std::vector<float> read(const Lane& lane, const DeviceMemory& array) const;  // without the gaps
   void write(const Lane& lane, const DeviceMemory& array, std::span<const float> values) const;
+  // Calls visit(number, whether it is fixed) for the numbers [first, first + count) of all parameters.
+  template <class Visit>
+  void each_number(std::int64_t first, std::size_t count, const Visit& visit) const;
   std::size_t bytes() const { return size_ * sizeof(float); }
 
   std::vector<Piece> pieces_;

@@ -56,8 +56,9 @@ class CudaTraining final : public TrainableNet {
     });
   }
 
-  // Does not wait: the caller makes the next batch meanwhile.
-  Expected<void> backward(std::span<const float> score_gradients) override {
+  // Does not wait: the caller makes the next batch meanwhile. The whole backward is one graph, which tells nothing before
+  // it has ended.
+  Expected<void> backward(std::span<const float> score_gradients, const GradientsReady& /*ready*/) override {
     return guarded(latest_ && std::ssize(score_gradients) == output_elements(), "backward", [&] {
       lane_.wait();  // for an earlier backward that still reads the pinned memory
       std::memcpy(pinned_gradients_.get(), score_gradients.data(), score_gradients.size_bytes());
@@ -86,6 +87,13 @@ class CudaTraining final : public TrainableNet {
                    [&] { parameters_.write_gradients(lane_, in); });
   }
 
+  Expected<void> read_shared(std::int64_t first, std::span<float> out) const override {
+    return guarded(within(first, out.size()), "read_shared", [&] { parameters_.read_shared(lane_, first, out); });
+  }
+  Expected<void> write_shared(std::int64_t first, std::span<const float> in) override {
+    return guarded(within(first, in.size()), "write_shared", [&] { parameters_.write_shared(lane_, first, in); });
+  }
+
   Expected<Network> network(bool averaged) const override {
     Network out;
     const auto read = guarded(true, "network", [&] { out = parameters_.network(lane_, net_, averaged); });
@@ -108,6 +116,10 @@ class CudaTraining final : public TrainableNet {
  private:
   static std::size_t index(Mode mode) { return static_cast<std::size_t>(mode); }
   int last() const { return tape_.values() - 1; }
+  bool within(std::int64_t first, std::size_t count) const {
+    return first >= 0 && first <= parameter_elements() &&
+           static_cast<std::int64_t>(count) <= parameter_elements() - first;
+  }
   std::size_t bytes(int value) const { return static_cast<std::size_t>(tape_.count(value)) * sizeof(float); }
 
   // Runs it on this net's GPU; its faults become errors. fits: whether sizes are what they should be.

@@ -23,6 +23,7 @@ enum class ErrorCode : std::uint8_t {
   device_unavailable,    // no driver, no plug-in, no such ordinal
   device_failed,         // the library under the device reported an error
   stopped,               // the caller asked for it: long work that can be taken up again
+  replica_lost,          // another machine that trains the same net is gone or disagrees
 };
 
 struct Error {

@@ -7,6 +7,7 @@
 #include <deque>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -75,7 +76,11 @@ class Training {
  public:
   Training(const Dataset& data, std::span<const std::int64_t> items, const LossFunction& loss,
            const TrainerOptions& options, int crew)
-      : data_(data), items_(items), loss_(loss), options_(options), crew_(crew) {
+      : data_(data), items_(items), loss_(loss), options_(options), replicas_(options.replicas), crew_(crew) {
+    if (replicas_) {
+      batch_ /= static_cast<std::size_t>(replicas_->size());
+      first_of_batch_ = batch_ * static_cast<std::size_t>(replicas_->rank());
+    }
     steps_per_epoch_ = std::max<std::int64_t>(std::ssize(items) / options.batch, 1);
     steps_ = steps_per_epoch_ * options.epochs;
   }
@@ -83,22 +88,25 @@ class Training {
   Expected<void> prepare(Device& device, const std::vector<Network>& nets, int threads) {
     std::size_t outputs = 0;
     for (const auto& net : nets) {
-      auto made = device.compile_training(net, {.batch = options_.batch, .threads = threads});
+      auto made = device.compile_training(net, {.batch = static_cast<int>(batch_), .threads = threads});
       if (!made) return unexpected(made.error());
       auto& pupil = pupils_.emplace_back();
       pupil.net = std::move(*made);
       pupil.scores.resize(static_cast<std::size_t>(pupil.net->output_elements()));
       pupil.gradients.resize(pupil.scores.size());
-      pupil.outputs = pupil.scores.size() / batch();
+      pupil.outputs = pupil.scores.size() / batch_;
       outputs += pupil.scores.size();
     }
     scores_.resize(outputs);
     gradients_.resize(outputs);
-    images_.resize(batch() * static_cast<std::size_t>(elements(data_.item)));
-    labels_.resize(batch());
-    indices_.resize(batch());
-    fingerprint_ = options_.checkpoint.empty() ? Fingerprint{} : fingerprint(nets, data_, items_, options_);
-    return resume();
+    images_.resize(batch_ * static_cast<std::size_t>(elements(data_.item)));
+    labels_.resize(batch_);
+    indices_.resize(batch_);
+    if (replicas_) buckets_.emplace(nets.front(), options_.bucket_bytes);
+    if (replicas_ || !options_.checkpoint.empty()) fingerprint_ = fingerprint(nets, data_, items_, options_);
+    if (leads())
+      if (auto resumed = resume(); !resumed) return resumed;
+    return replicas_ ? agree() : Expected<void>();
   }
 
   Expected<Trained> run() {
@@ -116,7 +124,41 @@ class Training {
  private:
   static constexpr std::size_t kRecent = 100;  // steps
 
-  std::size_t batch() const { return static_cast<std::size_t>(options_.batch); }
+  bool leads() const { return !replicas_ || replicas_->rank() == 0; }
+
+  // ---- with other replicas -----------------------------------------------------------------------------------------
+
+  // All begin where rank 0 stands, which may be a checkpoint's place. REQUIRES: one net.
+  Expected<void> agree() {
+    auto& net = *pupils_.front().net;
+    auto state = net.state();
+    if (!state) return unexpected(state.error());
+    struct Place {
+      Fingerprint fingerprint;
+      std::int64_t step;
+      std::uint64_t averaged;
+    } place{fingerprint_, step_, state->average.empty() ? 0U : 1U};
+    replicas_->share(std::as_writable_bytes(std::span(&place, 1)));
+    if (auto done = replicas_->finish(); !done) return done;
+    if (place.fingerprint != fingerprint_) return unexpected(disagreement(place.fingerprint));
+    step_ = place.step;
+    state->average.resize(place.averaged != 0 ? state->weights.size() : 0);
+    for (auto* part : {&state->weights, &state->velocity, &state->average})
+      if (!part->empty()) replicas_->share(std::as_writable_bytes(std::span(*part)));
+    if (auto done = replicas_->finish(); !done) return done;
+    return leads() ? Expected<void>() : net.restore(*state);
+  }
+  Error disagreement(const Fingerprint& with) const {
+    std::string what;
+    const auto add = [&](bool differs, const char* name) {
+      if (differs) what += (what.empty() ? "" : ", ") + std::string(name);
+    };
+    add(with.nets != fingerprint_.nets, "net");
+    add(with.data != fingerprint_.data, "data");
+    add(with.options != fingerprint_.options, "options");
+    return {ErrorCode::replica_lost, "replica " + std::to_string(replicas_->rank()) +
+                                         " and replica 0 do not train the same: other " + what};
+  }
 
   // ---- a step ------------------------------------------------------------------------------------------------------
 
@@ -128,19 +170,31 @@ class Training {
     std::fill(gradients_.begin(), gradients_.end(), 0.0F);
     const auto loss = loss_({images_, indices_, labels_, step_, steps_}, scores_, gradients_);
     if (!loss) return unexpected(loss.error());
-    remember(*loss);
     scatter();
     SgdStep sgd = options_.sgd;
     sgd.rate = options_.schedule.rate(step_, steps_);
     const auto age = static_cast<float>(step_);
     sgd.average_decay = std::min(sgd.average_decay, (1 + age) / (10 + age));
     if (options_.sgd.average_decay <= 0) sgd.average_decay = 0;
-    auto done = each([&](Pupil& pupil) {
+    auto done = replicas_ ? learn_together(*loss, sgd) : learn(*loss, sgd);
+    if (done) ++step_;
+    return done;
+  }
+
+  Expected<void> learn(double loss, const SgdStep& sgd) {
+    remember(loss);
+    return each([&](Pupil& pupil) {
       auto back = pupil.net->backward(pupil.gradients);
       return back ? pupil.net->update(sgd) : back;
     });
-    if (done) ++step_;
-    return done;
+  }
+  Expected<void> learn_together(double loss, const SgdStep& sgd) {
+    auto& pupil = pupils_.front();
+    if (auto back = buckets_->backward(*pupil.net, pupil.gradients, loss, *replicas_); !back) return back;
+    const auto mean = buckets_->finish(*pupil.net, *replicas_);
+    if (!mean) return unexpected(mean.error());
+    remember(*mean);
+    return pupil.net->update(sgd);
   }
 
   template <class Work>
@@ -157,23 +211,25 @@ class Training {
       order_ = shuffled(std::ssize(items_), options_.seed, epoch);
       epoch_of_order_ = epoch;
     }
-    for (std::size_t i = 0; i < batch(); ++i) {
-      const auto at = (static_cast<std::size_t>(in_epoch) * batch() + i) % order_.size();
-      indices_[i] = items_[static_cast<std::size_t>(order_[at])];
+    for (std::size_t i = 0; i < batch_; ++i) {
+      const auto in_batch = first_of_batch_ + i;
+      const auto at = static_cast<std::size_t>(in_epoch * options_.batch) + in_batch;
+      indices_[i] = items_[static_cast<std::size_t>(order_[at % order_.size()])];
       labels_[i] = data_.labels[static_cast<std::size_t>(indices_[i])];
     }
-    augmented(data_, indices_, options_.normalisation, options_.augmentation, options_.seed, step_, images_);
+    augmented(data_, indices_, options_.normalisation, options_.augmentation, options_.seed, step_,
+              static_cast<std::int64_t>(first_of_batch_), images_);
   }
 
   // The nets' scores of each item stand side by side; and back.
   void gather() {
     auto to = scores_.begin();
-    for (std::size_t i = 0; i < batch(); ++i)
+    for (std::size_t i = 0; i < batch_; ++i)
       for (const auto& pupil : pupils_) to = std::copy_n(&pupil.scores[i * pupil.outputs], pupil.outputs, to);
   }
   void scatter() {
     auto from = gradients_.cbegin();
-    for (std::size_t i = 0; i < batch(); ++i)
+    for (std::size_t i = 0; i < batch_; ++i)
       for (auto& pupil : pupils_) {
         std::copy_n(from, pupil.outputs, &pupil.gradients[i * pupil.outputs]);
         from += static_cast<std::ptrdiff_t>(pupil.outputs);
@@ -252,7 +308,7 @@ class Training {
 
   Expected<void> save() {
     saved_ = Clock::now();
-    if (options_.checkpoint.empty()) return {};
+    if (options_.checkpoint.empty() || !leads()) return {};
     Checkpoint checkpoint{fingerprint_, step_, {}};
     for (const auto& pupil : pupils_) {
       auto state = pupil.net->state();
@@ -279,6 +335,9 @@ class Training {
   std::span<const std::int64_t> items_;
   const LossFunction& loss_;
   const TrainerOptions& options_;
+  ReplicaGroup* replicas_;
+  std::optional<GradientBuckets> buckets_;
+  std::size_t batch_ = static_cast<std::size_t>(options_.batch), first_of_batch_ = 0;  // of this replica
   Crew crew_;
   std::vector<Pupil> pupils_;
   std::int64_t step_ = 0, steps_ = 0, steps_per_epoch_ = 1, first_ = 0;
@@ -302,6 +361,14 @@ Expected<void> check(const std::vector<Network>& nets, const Dataset& data, std:
   if (items.empty()) return wrong("there are no items");
   if (options.epochs < 1 || options.batch < 1 || options.threads < 1)
     return wrong("epochs, batch and threads are at least 1");
+  if (options.replicas) {
+    if (nets.size() != 1) return wrong("replicas train one net, not " + std::to_string(nets.size()));
+    if (parameters(nets.front()) == 0) return wrong("replicas have nothing to share of a net without parameters");
+    if (options.bucket_bytes < 1) return wrong("buckets of " + std::to_string(options.bucket_bytes) + " bytes");
+    if (options.batch % options.replicas->size() != 0)
+      return wrong("a batch of " + std::to_string(options.batch) + " has no " + std::to_string(options.replicas->size()) +
+                   " equal parts, one for each replica");
+  }
   for (const auto& net : nets)
     if (elements(net.input) != elements(data.item))
       return wrong(net.name + " takes " + to_string(net.input) + ", the data's items are " + to_string(data.item));

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "gpu/dataset.hpp"
+#include "gpu/replicas.hpp"
 #include "gpu/training.hpp"
 
 namespace coppice::gpu {
@@ -86,6 +87,11 @@ struct TrainerOptions {
   std::function<void(const TrainingProgress&)> progress;  // about ten times a second
   std::function<Expected<void>(const EpochReport&)> after_epoch;  // its error ends the training
   std::function<bool()> stop;  // asked after each step; a checkpoint is written and the error `stopped` says so
+  // Where others train the same net together with this one: every step's batch is theirs in equal parts, in the order of
+  // ranks, and all come to the same weights. Each part has batch norms of its own; what is learnt and the running
+  // statistics are averaged. Rank 0's checkpoint counts, and only rank 0 writes one.
+  ReplicaGroup* replicas = nullptr;
+  std::int64_t bucket_bytes = 1 << 20;  // of gradients that travel together
 };
 
 struct Trained {
@@ -95,7 +101,7 @@ struct Trained {
 
 // Trains the nets together on data[items]: every step feeds the same augmented batch to each of them, asks for the loss
 // of all their scores, and hands each its part of the gradients. The same seed, data and options on one thread give the
-// same bits. Errors: shape_mismatch, device_failed, unreadable (a checkpoint that is another training's).
+// same bits. Errors: shape_mismatch, device_failed, unreadable (a checkpoint that is another training's), replica_lost.
 Expected<Trained> train(Device& device, const std::vector<Network>& nets, const Dataset& data,
                         std::span<const std::int64_t> items, const LossFunction& loss, const TrainerOptions& options);
 

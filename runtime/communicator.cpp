@@ -8,6 +8,7 @@
 
 #include "actors/type_ids.hpp"
 #include "collectives/verify.hpp"
+#include "runtime/prober.hpp"
 #include "runtime/transport.hpp"
 
 namespace coppice::runtime {
@@ -72,9 +73,6 @@ Expected<collectives::Topology> topology_of(const Cluster& cluster) {
   return std::move(*topology);
 }
 
-namespace {
-
-// This host's ends of links that have addresses of their own.
 std::vector<std::string> link_addresses(const collectives::Topology& topology, const std::string& name) {
   const auto node = collectives::find_node(topology, name);
   std::vector<std::string> addresses;
@@ -84,6 +82,8 @@ std::vector<std::string> link_addresses(const collectives::Topology& topology, c
   }
   return addresses;
 }
+
+namespace {
 
 // Hosts at the other ends of this host's own links.
 std::vector<actors::Peer> neighbours_of(const collectives::Topology& topology, const std::string& name,
@@ -104,13 +104,14 @@ std::vector<actors::Peer> neighbours_of(const collectives::Topology& topology, c
 
 // The topology when a rank's edge to another carries so much. Where switches are between the two, the last link is taken
 // to be at fault, in proportion: what else comes over it is still there.
-collectives::Topology degraded(const collectives::Topology& topology, int from, int to, std::int64_t bytes_per_s,
-                               const collectives::Plan* plan) {
+collectives::Topology degraded(const collectives::Topology& topology, int from, int to, const collectives::RankEdge& ends,
+                               std::int64_t bytes_per_s, const collectives::Plan* plan) {
   const auto unit = collectives::unit_bytes_per_s(topology.unit);
   if (!unit) return topology;
   collectives::Rational now(mpz_class(std::to_string(bytes_per_s)));
   now /= *unit;
-  if (collectives::link_between(topology, from, to)) return collectives::with_capacity(topology, from, to, now);
+  if (collectives::link_between(topology, from, to))
+    return collectives::with_link_capacity(topology, from, to, ends.from_address, ends.to_address, now);
   if (!plan) return topology;
   collectives::Rational planned;
   int last = -1;
@@ -131,6 +132,15 @@ collectives::Topology degraded(const collectives::Topology& topology, int from, 
   if (!link || sgn(planned) == 0) return topology;
   const collectives::Rational share = std::min<collectives::Rational>(now / planned, 1);
   return collectives::with_capacity(topology, last, to, topology.links[static_cast<std::size_t>(*link)].capacity * share);
+}
+
+std::shared_ptr<Prober> prober_of(const CommunicatorOptions& options) {
+  ProberOptions probe;
+  probe.cluster = options.cluster;
+  probe.name = options.name;
+  probe.agent = actors::probe_timing(options.probe);
+  probe.progress = options.probe_progress;
+  return std::make_shared<Prober>(std::move(probe));
 }
 
 }  // namespace
@@ -156,11 +166,15 @@ struct Communicator::Parts {
     system.reset();
   }
 
+  collectives::PlanRequest request(Operation operation, int root) const {
+    collectives::PlanRequest wanted{.operation = operation, .planner = options.planner};
+    wanted.participants = participants;
+    if (root >= 0) wanted.root = participants[static_cast<std::size_t>(root)];
+    return wanted;
+  }
+
   Expected<collectives::Plan> plan(Operation operation, int root) const {
-    collectives::PlanRequest request{.operation = operation, .planner = options.planner};
-    request.participants = participants;
-    if (root >= 0) request.root = participants[static_cast<std::size_t>(root)];
-    auto plan = collectives::make_plan(links(), request);
+    auto plan = collectives::make_plan(links(), request(operation, root));
     if (!plan) return failed(one_line(plan.error().what));
     return std::move(*plan);
   }
@@ -175,7 +189,7 @@ struct Communicator::Parts {
     if (edge.from < 0 || edge.from >= ranks || edge.to < 0 || edge.to >= ranks) return;
     const int from = participants[static_cast<std::size_t>(edge.from)], to = participants[static_cast<std::size_t>(edge.to)];
     const auto planned = plan(Operation::allreduce, -1);
-    auto now = degraded(links(), from, to, bytes_per_s, planned ? &*planned : nullptr);
+    auto now = degraded(links(), from, to, edge, bytes_per_s, planned ? &*planned : nullptr);
     const std::lock_guard lock(mutex);
     topology = std::move(now);
   }
@@ -184,10 +198,7 @@ struct Communicator::Parts {
                                                          const std::vector<collectives::RankProgress>& progress) const {
     const auto now = links();
     const auto replan = [&](Operation operation, int root) -> collectives::Expected<collectives::Plan> {
-      collectives::PlanRequest request{.operation = operation, .planner = options.planner};
-      request.participants = participants;
-      if (root >= 0) request.root = participants[static_cast<std::size_t>(root)];
-      return collectives::make_plan(now, request);
+      return collectives::make_plan(now, request(operation, root));
     };
     auto rest = collectives::resume(program, progress, kind.root, replan, now,
                                     std::max<std::int64_t>(collectives::chunks_of(program), 1));
@@ -196,11 +207,19 @@ struct Communicator::Parts {
   }
 
   tl::expected<collectives::Program, std::string> program(const CallKind& kind, std::int64_t chunks) const {
+    const collectives::ProgramOptions cut{.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes,
+                                          .chunks = chunks > 0 ? chunks : options.chunks};
+    if (options.hybrid) {
+      const auto hybrid = collectives::plan_hybrid(links(), request(kind.operation, kind.root), *options.hybrid,
+                                                   static_cast<double>(kind.bytes));
+      if (!hybrid) return tl::unexpected(hybrid.error().what);
+      auto program = collectives::make_program(*hybrid, cut);
+      if (!program) return tl::unexpected(program.error().what);
+      return std::move(*program);
+    }
     const auto planned = plan(kind.operation, kind.root);
     if (!planned) return tl::unexpected(planned.error().what);
-    auto program = collectives::make_program(
-        *planned, links(),
-        {.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes, .chunks = chunks > 0 ? chunks : options.chunks});
+    auto program = collectives::make_program(*planned, links(), cut);
     if (!program) return tl::unexpected(program.error().what);
     return std::move(*program);
   }
@@ -211,12 +230,14 @@ Communicator::~Communicator() = default;
 
 int Communicator::rank() const { return parts_->rank; }
 int Communicator::size() const { return static_cast<int>(parts_->participants.size()); }
+collectives::Topology Communicator::topology() const { return parts_->links(); }
 Expected<collectives::Plan> Communicator::plan(Operation operation, int root) const { return parts_->plan(operation, root); }
 
 Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions options) {
   const auto* host = options.cluster.find(options.name);
   if (!host) return bad_input("the cluster file has no host named " + options.name);
-  auto topology = topology_of(options.cluster);
+  const bool probing = options.probe.count() > 0 && options.cluster.topology.empty();
+  auto topology = probing ? collectives::Topology{} : topology_of(options.cluster);
   if (!topology) return tl::unexpected(topology.error());
   auto identity = load_identity(options.cluster.keys, options.name);
   if (!identity) return tl::unexpected(identity.error());
@@ -229,7 +250,6 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   for (const auto& each : options.cluster.hosts) {
     if (each.name == options.name) parts->rank = static_cast<int>(names.size());
     names.push_back(each.name);
-    parts->participants.push_back(*collectives::find_node(parts->topology, each.name));
   }
   parts->options = std::move(options);
   const auto& kept = parts->options;
@@ -240,15 +260,33 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   transport.bind_address = host->address;
   transport.link_addresses = link_addresses(parts->topology, kept.name);
   transport.port = host->port;
+  transport.note_addresses = kept.hops != nullptr;
   transport.hosts = kept.cluster.hosts;
   transport.linger_ms = 2'000;  // others may wait for this rank's last acknowledgement
+  const auto prober = probing ? prober_of(kept) : nullptr;
   auto opened = Transport::open(std::move(transport),
-                                [router = parts->router, names](actors::Delivery delivery) {
+                                [router = parts->router, names, prober](actors::Delivery delivery) {
+                                  if (std::holds_alternative<actors::ProbeNote>(delivery.message)) {
+                                    if (prober) prober->deliver(std::move(delivery));
+                                    return;
+                                  }
                                   // Only the group's own ranks: clients with a key of the cluster are not among them.
                                   if (std::ranges::find(names, delivery.from.name) != names.end()) router->deliver(std::move(delivery));
                                 });
   if (!opened) return tl::unexpected(opened.error());
   parts->transport = std::move(*opened);
+  // Over the transport that stays: who is done first may call at once, and its frames wait for those that are not.
+  if (prober) {
+    auto probed = prober->run(parts->transport);
+    if (!probed) return tl::unexpected(probed.error());
+    if (probed->report && !probed->report->faults.empty()) return failed("probing: " + collectives::in_words(probed->report->faults));
+    parts->topology = std::move(probed->topology);
+  }
+  for (const auto& each : names) {
+    const auto node = collectives::find_node(parts->topology, each);
+    if (!node) return failed("probing: no topology with " + each + " in it");
+    parts->participants.push_back(*node);
+  }
 
   parts->config = std::make_unique<caf::actor_system_config>();
   parts->config->set("scheduler.policy", caf::atom("sharing"));
@@ -259,6 +297,7 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   communicate.names = names;
   communicate.router = parts->router;
   communicate.patience = kept.patience;
+  communicate.hops = kept.hops;
   if (!kept.tune || kept.chunks > 0) communicate.tune_from = INT64_MAX;
   communicate.plan = [raw = parts.get()](const CallKind& kind, std::int64_t chunks) { return raw->program(kind, chunks); };
   communicate.resume = [raw = parts.get()](const CallKind& kind, const collectives::Program& program, const auto& progress) {

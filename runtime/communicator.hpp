@@ -15,11 +15,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
 #include "actors/communicator.hpp"
-#include "collectives/planner.hpp"
+#include "collectives/hybrid.hpp"
 #include "runtime/cluster.hpp"
 #include "runtime/error.hpp"
 
@@ -70,14 +71,21 @@ struct CommunicatorOptions {
   collectives::Planner planner = collectives::Planner::exact;  // others are there to be compared with
   std::int64_t chunks = 0;  // that a tree's share is cut into; 0: as a model says
   bool tune = true;         // large calls of a kind try which number is fastest, with the first few, where chunks is 0
+  // Where the cluster names no topology: measure its links first, which all ranks do together, so long for each rate. 0: do
+  // not; one switch is assumed.
+  std::chrono::milliseconds probe{0};
+  std::function<void(const std::string&)> probe_progress = {};  // at the first rank
   // A call that stands still for so long has failed, though every rank that it began with is there.
   std::chrono::milliseconds patience{300'000};
+  std::optional<collectives::HybridRequest> hybrid = {};  // two kinds of links planned apart, instead of all together
+  std::shared_ptr<actors::HopLog> hops = {};              // notes every chunk that arrives here; nothing: none
 };
 
 class Communicator {
  public:
-  // Listens on the host's port and on its ends of the topology's links. Waits for nobody: calls do.
-  // Errors: no such host, missing keys, a topology that lacks a host, an address or port that is taken.
+  // Listens on the host's port and on its ends of the topology's links. Waits for nobody, unless it probes: calls do.
+  // Errors: no such host, missing keys, a topology that lacks a host, an address or port that is taken; a host that could
+  // not be probed.
   static Expected<std::unique_ptr<Communicator>> join(CommunicatorOptions options);
   ~Communicator();
   Communicator(const Communicator&) = delete;
@@ -85,6 +93,8 @@ class Communicator {
 
   int rank() const;
   int size() const;
+  // What it plans on, as the links are seen to be now.
+  collectives::Topology topology() const;
 
   template <Collectable T>
   Completion broadcast(std::span<T> buffer, int root) {
@@ -144,5 +154,8 @@ class Communicator {
 // The cluster's topology file, or one switch between its hosts when it names none. Errors: bad_input, unreadable file, or
 // one that lacks a host of the cluster.
 Expected<collectives::Topology> topology_of(const Cluster& cluster);
+
+// This host's ends of links that have addresses of their own.
+std::vector<std::string> link_addresses(const collectives::Topology& topology, const std::string& name);
 
 }  // namespace coppice::runtime

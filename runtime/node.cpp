@@ -175,6 +175,7 @@ struct Node::Parts {
       const caf::actor* operator()(const CollectiveChunk&) const { return nullptr; }
       const caf::actor* operator()(const CollectiveAck&) const { return nullptr; }
       const caf::actor* operator()(const GroupNote&) const { return nullptr; }
+      const caf::actor* operator()(const ProbeNote&) const { return nullptr; }
     };
     const auto* target = std::visit(Target{*this, from_host, from_gateway, gives_work}, delivery.message);
     if (target && *target) caf::anon_send(*target, std::move(delivery));

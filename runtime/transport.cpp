@@ -1,5 +1,6 @@
 #include "runtime/transport.hpp"
 
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -24,13 +25,15 @@ zmq::const_buffer buffer(const std::vector<std::byte>& bytes) { return {bytes.da
 }  // namespace
 
 struct Transport::Io {
-  struct Outgoing {
-    actors::Peer to;
-    Frame frame;
-  };
   struct Dialled {
     std::string name;
     zmq::socket_t socket;
+  };
+  // A whole message, and whose it is; at: its first part.
+  struct Arrived {
+    actors::Peer from;
+    Parts in;
+    std::size_t at = 0;
   };
 
   TransportOptions options;
@@ -38,15 +41,13 @@ struct Transport::Io {
   OnDelivery on_delivery;
   TransportCounts counts;
   zmq::context_t context{1};
+  std::mutex mutex;  // of all that follows but the thread
   zmq::socket_t zap, router;
   std::map<actors::Peer, std::unique_ptr<Dialled>> dialled;  // one a peer and link
-  bool changed = false;  // what run() waits on
+  bool stop = false;
+  bool changed = false;     // sockets came or went
+  bool look_again = false;  // something may have arrived that no descriptor tells of any more
   int wake = -1;
-  std::mutex mutex;
-  std::vector<Outgoing> queue;  // guarded by mutex
-  bool stop = false;            // guarded by mutex
-  bool close_all = false;       // guarded by mutex
-  std::vector<actors::Peer> close_peers;  // guarded by mutex
   std::thread thread;
 
   ~Io() {
@@ -68,12 +69,16 @@ struct Transport::Io {
     router.close();
     zap.close();
     context.close();  // waits until what lingers has left, and lets go of all shared bytes
-    queue.clear();
   }
 
   void ring() {
     const std::uint64_t one = 1;
     [[maybe_unused]] const auto written = ::write(wake, &one, sizeof one);
+  }
+
+  void sockets_changed() {
+    changed = true;
+    ring();
   }
 
   Expected<void> listen() {
@@ -88,7 +93,7 @@ struct Transport::Io {
       return failed(std::string("no listener without an authenticator: ") + fault.what());
     }
     router = zmq::socket_t(context, zmq::socket_type::router);
-    set_limits(router, {options.heartbeat_ms, options.frames_max});
+    set_limits(router, {options.heartbeat_ms, options.frames_max > 0 ? options.frames_max : SocketLimits{}.frames_max});
     be_curve_server(router, options.identity);
     std::set<std::string> addresses(options.link_addresses.begin(), options.link_addresses.end());
     addresses.insert(options.bind_address);
@@ -109,59 +114,44 @@ struct Transport::Io {
     return {};
   }
 
-  // ---- the I/O thread ----
+  // ---- receiving: the I/O thread ----
 
+  // Sleeps on descriptors, not on sockets, so that others may send meanwhile. A socket's descriptor tells of what has come
+  // since somebody last used the socket: whoever used it has to see to what was there (look_again).
   void run() {
-    for (;;) {
-      std::vector<zmq::pollitem_t> items{{nullptr, wake, ZMQ_POLLIN, 0},
-                                         {zap.handle(), 0, ZMQ_POLLIN, 0},
-                                         {router.handle(), 0, ZMQ_POLLIN, 0}};
-      std::vector<Dialled*> order;
-      for (auto& [to, peer] : dialled) {
-        items.push_back({peer->socket.handle(), 0, ZMQ_POLLIN, 0});
-        order.push_back(peer.get());
+    std::vector<pollfd> waiting;
+    std::vector<Arrived> arrived;
+    std::unique_lock lock(mutex);
+    for (changed = true; !stop;) {
+      if (std::exchange(changed, false)) {
+        waiting.assign({watched(wake), watched(zap.get(zmq::sockopt::fd)), watched(router.get(zmq::sockopt::fd))});
+        for (auto& [to, peer] : dialled) waiting.push_back(watched(peer->socket.get(zmq::sockopt::fd)));
+        look_again = true;
       }
-      changed = false;
-      while (!changed) {  // the list is made anew only when a peer is dialled or all are hung up on
-        poll(items);
-        if (items[0].revents && !send_queued()) return;
-        if (changed) break;  // some of the sockets may be gone
-        if (items[1].revents) authenticate();
-        if (items[2].revents) receive_router();
-        for (std::size_t i = 0; i < order.size(); ++i)
-          if (items[i + 3].revents) receive_dialled(*order[i]);
+      const bool all = std::exchange(look_again, false);
+      const bool rung = all || waiting[0].revents;
+      if (rung) {
+        std::uint64_t rings = 0;
+        [[maybe_unused]] const auto drained = ::read(wake, &rings, sizeof rings);
       }
+      if (all || waiting[1].revents) authenticate();
+      if (all || waiting[2].revents) receive_router(arrived);
+      auto at = waiting.begin() + 3;
+      for (auto& [to, peer] : dialled)
+        if (all || at++->revents) receive_dialled(*peer, arrived);
+      const bool more = look_again || changed;
+      lock.unlock();
+      for (auto& each : arrived) deliver(each);
+      arrived.clear();
+      for (auto& each : waiting) each.revents = 0;
+      if (!more) (void)::poll(waiting.data(), waiting.size(), -1);
+      lock.lock();
     }
   }
 
-  static void poll(std::vector<zmq::pollitem_t>& items) {
-    try {
-      zmq::poll(items.data(), items.size(), std::chrono::milliseconds{-1});
-    } catch (const zmq::error_t& fault) {
-      if (fault.num() != EINTR) throw;
-      for (auto& item : items) item.revents = 0;
-    }
-  }
+  static pollfd watched(int descriptor) { return {descriptor, POLLIN, 0}; }
 
-  bool send_queued() {
-    std::uint64_t rings = 0;
-    [[maybe_unused]] const auto drained = ::read(wake, &rings, sizeof rings);
-    std::vector<Outgoing> batch;
-    bool all = false, over = false;
-    std::vector<actors::Peer> some;
-    {
-      const std::lock_guard lock(mutex);
-      over = stop;
-      batch.swap(queue);
-      all = std::exchange(close_all, false);
-      some.swap(close_peers);
-    }
-    if (all) dialled.clear();
-    for (const auto& peer : some) dialled.erase(peer);
-    changed = changed || all || !some.empty();
-    for (auto& outgoing : batch) send_now(outgoing);
-    return !over;
-  }
+  // ---- sending: whoever calls, with the mutex ----
 
   // Bytes that are shared go as they lie; whoever holds them is let go when ZeroMQ has no more use for them.
   static zmq::message_t bulk_message(Frame& frame) {
@@ -170,36 +160,41 @@ struct Transport::Io {
     return {held->data, held->size, [](void*, void* hint) { delete static_cast<actors::SharedBytes*>(hint); }, held};
   }
 
-  void send_now(Outgoing& outgoing) {
-    zmq::socket_t* socket = &router;
-    if (outgoing.to.route.empty()) {
-      socket = dial(outgoing.to);
-      if (!socket) {
-        ++counts.dropped;
-        return;
-      }
+  void send_now(const actors::Peer& to, Frame& frame) {
+    zmq::socket_t* socket = to.route.empty() ? dial(to) : &router;
+    if (!socket) {
+      ++counts.dropped;
+      return;
     }
     try {
       using zmq::send_flags;
-      if (!outgoing.to.route.empty() &&
-          !socket->send(zmq::buffer(outgoing.to.route), send_flags::sndmore | send_flags::dontwait)) {
+      if (!to.route.empty() && !socket->send(zmq::buffer(to.route), send_flags::sndmore | send_flags::dontwait)) {
         ++counts.dropped;
         return;
       }
-      const std::size_t size = outgoing.frame.head.size() + outgoing.frame.bulk_bytes();
-      const bool bulk = outgoing.frame.bulk_bytes() > 0;
+      const std::size_t size = frame.head.size() + frame.bulk_bytes();
+      const bool bulk = frame.bulk_bytes() > 0;
       const auto flags = send_flags::dontwait;
-      if (!socket->send(buffer(outgoing.frame.head), bulk ? flags | send_flags::sndmore : flags)) {
+      if (!socket->send(buffer(frame.head), bulk ? flags | send_flags::sndmore : flags)) {
         ++counts.dropped;
         return;
       }
-      if (bulk) (void)socket->send(bulk_message(outgoing.frame), flags);
+      if (bulk) (void)socket->send(bulk_message(frame), flags);
       ++counts.sent;
       counts.bytes_sent += size;
+      // Sending may have taken the word that something came.
+      if (socket->get(zmq::sockopt::events) & ZMQ_POLLIN) {
+        look_again = true;
+        ring();
+      }
     } catch (const zmq::error_t&) {  // an unroutable peer: lost, as on any network
       ++counts.dropped;
     }
   }
+
+  // Peers name addresses in what they tell one another: as many connections as a host may have links, not as many as
+  // somebody may think of.
+  static constexpr std::ptrdiff_t kConnectionsMax = 64;
 
   zmq::socket_t* dial(const actors::Peer& to) {
     const std::string& name = to.name;
@@ -208,16 +203,19 @@ struct Transport::Io {
                                    [&](const Host& h) { return h.name == name; });
     const auto key = public_key_of(options.allow, name);
     if (host == options.hosts.end() || !key) return nullptr;
-    auto peer = std::make_unique<Dialled>(Dialled{name, zmq::socket_t(context, zmq::socket_type::dealer)});
-    set_limits(peer->socket, {options.heartbeat_ms, options.frames_max});
-    be_curve_client(peer->socket, options.identity, *key);
+    if (std::ranges::count_if(dialled, [&](const auto& each) { return each.first.name == name; }) >= kConnectionsMax) return nullptr;
     try {
+      auto peer = std::make_unique<Dialled>(Dialled{name, zmq::socket_t(context, zmq::socket_type::dealer)});
+      set_limits(peer->socket, {options.heartbeat_ms, options.frames_max});
+      if (options.frames_max == 0) peer->socket.set(zmq::sockopt::rcvhwm, SocketLimits{}.frames_max);
+      be_curve_client(peer->socket, options.identity, *key);
       peer->socket.connect(tcp_endpoint(to.from_address, to.to_address.empty() ? host->address : to.to_address, host->port));
-    } catch (const zmq::error_t&) {
+      auto& socket = dialled.emplace(to, std::move(peer)).first->second->socket;
+      sockets_changed();
+      return &socket;
+    } catch (const zmq::error_t&) {  // no such address, or no more sockets
       return nullptr;
     }
-    changed = true;
-    return &dialled.emplace(to, std::move(peer)).first->second->socket;
   }
 
   void authenticate() {
@@ -243,45 +241,62 @@ struct Transport::Io {
     }
   }
 
-  // A bounded number at a time, so that a flood from one side does not starve the others.
-  static constexpr int kBatch = 64;
-
-  void receive_router() {
-    Parts in;
-    for (int i = 0; i < kBatch && receive_parts(router, in); ++i) {
-      if (in.parts.size() < 2) {
-        ++counts.malformed;
-        continue;
-      }
-      const char* user = nullptr;
-      try {
-        user = in.parts[1].gets("User-Id");
-      } catch (const zmq::error_t&) {
-      }
-      if (!user || *user == '\0') {  // cannot be: the handler names everyone it lets in
-        ++counts.malformed;
-        continue;
-      }
-      deliver({user, in.parts[0].to_string()}, in, 1);
+  // The address that a frame came from: "10.0.0.1", also where the socket says "::ffff:10.0.0.1". Empty: not known.
+  static std::string address_of(zmq::message_t& part) {
+    constexpr std::string_view kMapped = "::ffff:";
+    try {
+      std::string_view address = part.gets("Peer-Address");
+      if (address.starts_with(kMapped) && address.find('.') != std::string_view::npos) address.remove_prefix(kMapped.size());
+      return std::string(address);
+    } catch (const zmq::error_t&) {
+      return "";
     }
   }
 
-  void receive_dialled(Dialled& peer) {
-    Parts in;
-    for (int i = 0; i < kBatch && receive_parts(peer.socket, in); ++i) deliver({peer.name, ""}, in, 0);
+  // A bounded number at a time, so that a flood from one side does not starve the others.
+  static constexpr int kBatch = 64;
+
+  bool receive_next(zmq::socket_t& socket, Parts& in, int already) {
+    if (already == kBatch) {
+      look_again = true;
+      return false;
+    }
+    return receive_parts(socket, in);
   }
 
-  void deliver(actors::Peer from, Parts& in, std::size_t at) {
+  void receive_router(std::vector<Arrived>& into) {
+    Parts in;
+    for (int i = 0; receive_next(router, in, i); ++i) {
+      const char* user = nullptr;
+      try {
+        if (in.parts.size() > 1) user = in.parts[1].gets("User-Id");
+      } catch (const zmq::error_t&) {
+      }
+      if (!user || *user == '\0') {  // the handler names everyone it lets in
+        ++counts.malformed;
+        continue;
+      }
+      actors::Peer from{user, in.parts[0].to_string(), "", options.note_addresses ? address_of(in.parts[1]) : ""};
+      into.push_back({std::move(from), std::exchange(in, {}), 1});
+    }
+  }
+
+  void receive_dialled(Dialled& peer, std::vector<Arrived>& into) {
+    Parts in;
+    for (int i = 0; receive_next(peer.socket, in, i); ++i) into.push_back({{peer.name, ""}, std::exchange(in, {}), 0});
+  }
+
+  void deliver(Arrived& arrived) {
     std::size_t size = 0;
-    for (std::size_t i = at; i < in.parts.size(); ++i) size += in.parts[i].size();
-    auto message = decode_parts(in, at);
+    for (std::size_t i = arrived.at; i < arrived.in.parts.size(); ++i) size += arrived.in.parts[i].size();
+    auto message = decode_parts(arrived.in, arrived.at);
     if (!message) {
       ++counts.malformed;
       return;
     }
     ++counts.received;
     counts.bytes_received += size;
-    on_delivery({std::move(from), std::move(*message)});
+    on_delivery({std::move(arrived.from), std::move(*message)});
   }
 };
 
@@ -302,34 +317,37 @@ Expected<std::shared_ptr<Transport>> Transport::open(TransportOptions options, O
   return std::shared_ptr<Transport>(new Transport(std::move(io)));
 }
 
+// On the caller's thread, to the socket: each hand-over to another thread costs as much as a small frame altogether.
 void Transport::send(const actors::Peer& to, actors::DataMessage message) {
-  Io::Outgoing outgoing{to, encode(message)};  // here, not on the I/O thread
-  bool first = false;
-  {
-    const std::lock_guard lock(io_->mutex);
-    if (io_->stop) return;
-    first = io_->queue.empty();
-    io_->queue.push_back(std::move(outgoing));
+  Frame frame = encode(message);
+  const std::lock_guard lock(io_->mutex);
+  if (!io_->stop) io_->send_now(to, frame);
+}
+
+void Transport::send_to_all(const std::vector<actors::Peer>& to, const actors::DataMessage& message) {
+  const Frame frame = encode(message);
+  const std::lock_guard lock(io_->mutex);
+  if (io_->stop) return;
+  for (const auto& peer : to) {
+    Frame own = frame;
+    io_->send_now(peer, own);
   }
-  if (first) io_->ring();
 }
 
 void Transport::close() { io_->close(); }
 
 void Transport::hang_up() {
-  {
-    const std::lock_guard lock(io_->mutex);
-    io_->close_all = true;
-  }
-  io_->ring();
+  const std::lock_guard lock(io_->mutex);
+  if (io_->stop) return;
+  io_->dialled.clear();
+  io_->sockets_changed();
 }
 
 void Transport::hang_up(const actors::Peer& peer) {
-  {
-    const std::lock_guard lock(io_->mutex);
-    io_->close_peers.push_back(peer);
-  }
-  io_->ring();
+  const std::lock_guard lock(io_->mutex);
+  if (io_->stop) return;
+  io_->dialled.erase(peer);
+  io_->sockets_changed();
 }
 
 const TransportCounts& Transport::counts() const { return io_->counts; }

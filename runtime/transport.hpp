@@ -1,7 +1,7 @@
-// runtime/transport.hpp: one node's data sockets, owned by one thread.
+// runtime/transport.hpp: one node's data sockets.
 //
-// A node binds one ROUTER and dials a DEALER to each host it sends to first. Actors hand frames over by a queue and an
-// eventfd that the same poll watches; what arrives is handed to one callback on the I/O thread. Everything is CURVE, and
+// A node binds one ROUTER and dials a DEALER to each host it sends to first. Whoever sends does so on its own thread; what
+// arrives is handed to one callback on the I/O thread. A mutex hands the sockets from one to the other. Everything is CURVE, and
 // our ZAP handler, served by the same thread and bound before any listener, lets in only keys of the allow-list: a
 // listener without it would let anyone in. The name a delivery bears is the one its key has in that list.
 #pragma once
@@ -24,10 +24,11 @@ struct TransportOptions {
   AllowList allow;
   std::string bind_address;  // of the listener
   std::vector<std::string> link_addresses = {};  // this host's ends of links of their own: listened on as well
+  bool note_addresses = false;  // deliveries say at which of its addresses the peer sent: Peer::to_address
   std::uint16_t port = 0;
   std::vector<Host> hosts;   // who can be dialled
   int heartbeat_ms = 500;    // a silent connection is given up after three of them
-  int frames_max = 4'096;    // waiting at each peer; more are dropped and counted
+  int frames_max = 4'096;    // waiting at each peer; more are dropped and counted. 0: none are
   int linger_ms = 0;         // how long close() may take to send what is still queued
 };
 
@@ -47,6 +48,7 @@ class Transport final : public actors::FramePort {
   Transport& operator=(const Transport&) = delete;
 
   void send(const actors::Peer& to, actors::DataMessage message) override;
+  void send_to_all(const std::vector<actors::Peer>& to, const actors::DataMessage& message) override;
   // Stops the thread and lets go of everything that waits; afterwards nothing is delivered and nothing sent. Idempotent.
   void close();
   // Closes the connections that this node made to a peer over the addresses that are given, or every one, and forgets what

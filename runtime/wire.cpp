@@ -150,7 +150,7 @@ struct Writer {
     pk.pack(m.arrived);
   }
   void operator()(const BlockItem& m) {
-    begin(13, 6);
+    begin(14, 6);
     pk.pack(number(m.request));
     pk.pack(number(m.epoch));
     pk.pack(m.block);
@@ -160,7 +160,7 @@ struct Writer {
     if (m.item) bulk = raw(*m.item);
   }
   void operator()(const BlockScore& m) {
-    begin(14, 10);
+    begin(15, 10);
     pk.pack(number(m.request));
     pk.pack(number(m.epoch));
     pk.pack(m.block);
@@ -173,7 +173,7 @@ struct Writer {
     arrivals(m.arrivals);
   }
   void operator()(const WorkerGone& m) {
-    begin(15, 1);
+    begin(16, 1);
     pk.pack(m.worker);
   }
   void operator()(const GroupNote& m) {
@@ -229,6 +229,51 @@ struct Writer {
     pk.pack_array(1);
     pk.pack(m.call);
   }
+  void operator()(const ProbeNote& m) {
+    begin(13, 3);
+    pk.pack(m.measure);
+    pk.pack(static_cast<std::uint8_t>(m.note.index()));
+    std::visit([&](const auto& note) { pack_note(note); }, m.note);
+  }
+  void pack_note(const ProbeHello&) { pk.pack_array(0); }
+  void pack_note(const ProbeHere&) { pk.pack_array(0); }
+  void pack_note(const MeasureOrder& m) {
+    pk.pack_array(4);
+    pk.pack(number(m.kind));
+    pk.pack(m.to);
+    pk.pack(m.from_address);
+    pk.pack(m.to_address);
+  }
+  void pack_note(const MeasureDone& m) {
+    pk.pack_array(5);
+    pk.pack(m.bytes_per_s);
+    pk.pack(m.least_ns);
+    pk.pack(m.median_ns);
+    pk.pack(m.settled);
+    pk.pack(m.fault);
+  }
+  void pack_note(const ProbePing& m) {
+    pk.pack_array(1);
+    pk.pack(m.index);
+  }
+  void pack_note(const ProbePong& m) {
+    pk.pack_array(1);
+    pk.pack(m.index);
+  }
+  void pack_note(const ProbeBytes& m) {
+    pk.pack_array(0);
+    shared = m.bytes;
+  }
+  void pack_note(const ProbeArrived& m) {
+    pk.pack_array(2);
+    pk.pack(m.bytes);
+    pk.pack(m.at_us);
+  }
+  void pack_note(const SurveyOver& m) {
+    pk.pack_array(2);
+    pk.pack(m.topology);
+    pk.pack(m.fault);
+  }
   void run(const RunId& id) {
     pk.pack(id.call);
     pk.pack(id.attempt);
@@ -256,8 +301,9 @@ void pack_program(Packer& pk, const collectives::Program& program) {
   pk.pack(program.bytes);
   pk.pack_array(static_cast<std::uint32_t>(program.trees.size()));
   for (const auto& tree : program.trees) {
-    pk.pack_array(8);
+    pk.pack_array(9);
     pk.pack(tree.bytes_per_s);
+    pk.pack(tree.wait_us);
     pk.pack(tree.root);
     pk.pack(tree.keeper);
     pk.pack(tree.known_at_root);
@@ -462,6 +508,7 @@ collectives::Program program(Fields& outer) {
     Fields fields(entry);
     collectives::TreeProgram tree;
     tree.bytes_per_s = fields.int64();
+    tree.wait_us = fields.int64();
     tree.root = fields.int32();
     tree.keeper = fields.int32();
     tree.known_at_root = fields.boolean();
@@ -527,6 +574,53 @@ void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
     case 7: m.note = LinkPing{one_edge(f.rest())}; return;
     case 8: m.note = LinkPong{one_edge(f.rest())}; return;
     case 9: m.note = OfferWanted{f.uint<std::uint64_t>()}; return;
+    default: throw Malformed{};
+  }
+}
+
+MeasureOrder measure_order(Fields& f) {
+  MeasureOrder order;
+  order.kind = one_of(f, collectives::Measure::Kind::share);
+  order.to = f.text();
+  order.from_address = f.text();
+  order.to_address = f.text();
+  return order;
+}
+
+MeasureDone measure_done(Fields& f) {
+  MeasureDone done;
+  done.bytes_per_s = f.uint<std::uint64_t>();
+  done.least_ns = f.uint<std::uint64_t>();
+  done.median_ns = f.uint<std::uint64_t>();
+  done.settled = f.boolean();
+  done.fault = f.text();
+  return done;
+}
+
+void read_probe(std::uint8_t kind, Fields& f, const SharedBytes& bulk, ProbeNote& m) {
+  require(kind == 6 || bulk.size == 0);
+  switch (kind) {
+    case 0: m.note = ProbeHello{}; return;
+    case 1: m.note = ProbeHere{}; return;
+    case 2: m.note = measure_order(f); return;
+    case 3: m.note = measure_done(f); return;
+    case 4: m.note = ProbePing{f.uint<std::uint32_t>()}; return;
+    case 5: m.note = ProbePong{f.uint<std::uint32_t>()}; return;
+    case 6: m.note = ProbeBytes{bulk.owner ? bulk : SharedBytes::copy_of(bulk.view())}; return;
+    case 7: {
+      ProbeArrived arrived;
+      arrived.bytes = f.uint<std::uint64_t>();
+      arrived.at_us = f.uint<std::uint64_t>();
+      m.note = arrived;
+      return;
+    }
+    case 8: {
+      SurveyOver over;
+      over.topology = f.text();
+      over.fault = f.text();
+      m.note = std::move(over);
+      return;
+    }
     default: throw Malformed{};
   }
 }
@@ -624,6 +718,15 @@ DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) 
       return m;
     }
     case 13: {
+      ProbeNote m;
+      m.measure = f.uint<std::uint64_t>();
+      const auto kind = f.uint<std::uint8_t>();
+      Fields fields(f.next());
+      read_probe(kind, fields, shared_bulk, m);
+      fields.end();
+      return m;
+    }
+    case 14: {
       BlockItem m;
       m.request = RequestId{f.uint<std::uint64_t>()};
       m.epoch = Epoch{f.uint<std::uint64_t>()};
@@ -634,8 +737,8 @@ DataMessage read(std::uint32_t type, Fields& f, const SharedBytes& shared_bulk) 
       m.item = shared(bulk_floats(bulk));
       return m;
     }
-    case 14: no_bulk(); return block_score(f);
-    case 15: no_bulk(); return WorkerGone{f.uint<std::uint32_t>()};
+    case 15: no_bulk(); return block_score(f);
+    case 16: no_bulk(); return WorkerGone{f.uint<std::uint32_t>()};
     default: throw Malformed{};
   }
 }

@@ -512,6 +512,10 @@ def test_plan_rivals(world):
     rows = document("plan", "--builtin", "dgx-1v", "--compare", "--allocations", "--op", "allreduce")
     assert len(rows) == 46 and sum(row["planners"]["rings"] is None for row in rows) == 21
     assert sum(row["planners"]["rs_ag"]["ratio"] > 1 for row in rows) == 43
+    boxes = document("plan", "--builtin", "dgx-a100x2", "--op", "allreduce", "--planner", "three_phase")
+    assert Fraction(boxes["rate"]) <= Fraction(boxes["bound"]) and boxes["trees"]
+    done = call("plan", "--builtin", "dgx-1v", "--planner", "three_phase")
+    assert done.returncode == 1 and "server" in done.stderr, done
     done = call("plan", "--builtin", "dgx-1v", "--participants", "g0,g1,g4", "--planner", "rings")
     assert done.returncode == 1 and "ring" in done.stderr, done
 
@@ -522,6 +526,9 @@ def test_plan_schedule_and_hybrid(world):
     assert sum(tree["bytes"] for tree in schedule["trees"]) == 64 << 20 and len(schedule["trees"]) == len(plan["trees"])
     assert 64 * 2**20 / 80e9 < schedule["simulated_s"] < 2 * 64 * 2**20 / 80e9
     assert schedule["simulated_s"] < schedule["classic_s"]["recursive_doubling"]
+    times = [document("plan", "--builtin", "dgx-2", "--op", "allreduce", "--bytes", "64M", "--chunks", 64, *more)["schedule"]["simulated_s"]
+             for more in ((), ("--latency", 100), ("--latency", 100, "--overhead", 100_000))]
+    assert times[0] < times[1] < times[2], times
     links = [{"from": a, "to": b, "capacity": c, "kind": k}
              for a, b in (("h0", "h1"), ("h1", "h2"), ("h0", "h2")) for c, k in ((200, "fast"), (50, "slow"))]
     file = topology(world, "hybrid", links)
@@ -529,6 +536,7 @@ def test_plan_schedule_and_hybrid(world):
     assert both["first"]["bytes"] + both["second"]["bytes"] == 64 << 20
     assert both["seconds"] < both["seconds_first_alone"]
     refused("plan", "--topology", file, "--hybrid", "slow:1", says="--kind")
+    refused("plan", "--topology", file, "--kind", "fast", "--hybrid", "golden:1", "--bytes", "1M", says="golden")
     refused("plan", "--topology", file, "--kind", "golden", says="golden")
     refused("plan", "--topology", file, "--bytes", "many", says="many")
 
@@ -565,6 +573,9 @@ needed = 3
     assert [relay["host"] for relay in chain][0] == "h0" and {relay["host"] for relay in chain} == {"h0", "h1", "h2", "h3"}
     assert chain[0]["parent"] is None and all(relay["parent"] < i for i, relay in enumerate(chain) if i > 0)
     assert chain[1]["address"].startswith("10.77.0.") and chain[1]["port"] == 7000
+    for i, relay in enumerate(chain):
+        assert relay["children"] == [j for j, other in enumerate(chain) if other["parent"] == i] and "link" not in relay, relay
+    assert sum(Fraction(each["share"]) for each in plan["deploy"]) == 1
     assert "tree0.h0 on h0" in ok("plan", "--deploy", cluster, "--op", "allreduce")
     refused("plan", "--deploy", cluster, "--builtin", "star-5", "--root", "h1", says="h4")
     refused("plan", "--deploy", world.root / "none.toml", says="none.toml")

@@ -40,6 +40,29 @@ TEST(ChunkTuner, OneChunkIsTheEndOfGrowing) {
   EXPECT_LE(settle(tuner, [](double chunks) { return chunks; }), 1.0);
 }
 
+// Calls that vary by 4 % and are now and then a third too slow, as beside other work: one run in a hundred may be led astray.
+TEST(ChunkTuner, IsSeldomMisledByNoise) {
+  std::mt19937 random(7);
+  std::uniform_real_distribution<double> vary(0.96, 1.04), now_and_then(0, 1), slow(0, 0.3);
+  int runs = 0, misled = 0;
+  for (int seed = 0; seed < 40; ++seed) {
+    for (const double depth : {2.0, 4.0, 8.0}) {
+      for (const double latency : {300e-6, 3e-3}) {
+        for (const double mistaken : {0.2, 1.0, 10.0}) {
+          const auto seconds = [&](double chunks) { return (depth + chunks - 1) * (2.0 / chunks + latency); };
+          const double fastest = std::sqrt((depth - 1) * 2.0 / latency);
+          ChunkTuner tuner(std::llround(fastest * mistaken));
+          while (!tuner.settled())
+            tuner.observe(seconds(static_cast<double>(tuner.chunks())) * vary(random) * (now_and_then(random) < 0.1 ? 1 + slow(random) : 1));
+          ++runs;
+          misled += seconds(static_cast<double>(tuner.chunks())) > 1.05 * seconds(fastest) ? 1 : 0;
+        }
+      }
+    }
+  }
+  EXPECT_LE(misled, runs / 100) << "of " << runs;
+}
+
 TEST(ChunkTuner, EndsOnNoiseToo) {
   std::mt19937 random(1);
   std::uniform_real_distribution<double> noise(0.5, 1.5);
@@ -48,7 +71,7 @@ TEST(ChunkTuner, EndsOnNoiseToo) {
     int calls = 0;
     while (!tuner.settled()) {
       tuner.observe(noise(random));
-      ASSERT_LE(++calls, 16);
+      ASSERT_LE(++calls, 20);
     }
     EXPECT_GE(tuner.chunks(), 1);
   }

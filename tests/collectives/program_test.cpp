@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include "collectives/bottleneck.hpp"
 #include "collectives/builtin.hpp"
 #include "collectives/planner.hpp"
+#include "tests/collectives/sample_topologies.hpp"
 
 namespace coppice::collectives {
 namespace {
@@ -41,6 +43,19 @@ TEST(Program, ASmallBufferTakesOneTreeAndALargeOneAll) {
   const auto all = make_plan(box, {.operation = Operation::allreduce})->trees.size();
   EXPECT_EQ(program_of(box, Operation::allreduce, 64 << 20).trees.size(), all);
   EXPECT_EQ(program_of(box, Operation::allreduce, 4'096, 3).trees.size(), all) << "chunks are asked for";
+}
+
+// Of the eight trees of a star each has an eighth of its links; alone it has all of them.
+TEST(Program, ATreeAloneIsJudgedByItsLinksNotByItsShareOfThem) {
+  const Topology box = testing::star(8, 10, "Gbit/s");
+  const auto plan = make_plan(box, {.operation = Operation::allreduce}).value();
+  ASSERT_GT(plan.trees.size(), 1U);
+  EXPECT_GT(bottleneck(plan, plan.trees[0], box), plan.trees[0].rate);
+  EXPECT_EQ(program_of(box, Operation::allreduce, 4'096).trees.size(), 1U);
+
+  const Topology line = testing::direct(3, {{0, 1, 4}, {1, 2, 6}});
+  const auto down = make_plan(line, {.operation = Operation::broadcast, .root = 0}).value();
+  EXPECT_EQ(bottleneck(down, down.trees[0], line), 4);
 }
 
 TEST(Program, EdgesBearTheAddressesOfTheirLinksBothWays) {

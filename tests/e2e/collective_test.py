@@ -14,16 +14,10 @@ ELEMENTS = ["float32", "float16", "bfloat16", "int32", "int64", "bytes"]
 
 def main():
     with tempfile.TemporaryDirectory(prefix="coppice-e2e-") as directory:
-        file = pathlib.Path(directory) / "cluster.toml"
-        port = lab.free_ports(5)  # the gateway keeps the second for its control
-        hosts = "".join(f'[[host]]\nname = "h{i}"\naddress = "127.0.0.1"\nport = {port + i + (i > 0)}\n' + ('roles = ["gateway"]\n' if i == 0 else "")
-                        for i in range(4))
-        file.write_text('name = "e2e"\nkeys = "keys"\n[code]\nscheme = "control"\nworkers = 3\nneeded = 1\n' + hosts)
-        made = lab.run("keys", "--cluster", file)
-        assert made.returncode == 0, made.stderr
+        file, port = lab.rank_cluster(pathlib.Path(directory), 4)
 
         def bench(*flags):
-            done = lab.run("bench", "collective", "--cluster", file, "--json", "--repeat", 2, *flags)
+            done = lab.run("bench", "collective", "--cluster", file, "--probe-s", 0, "--json", "--repeat", 2, *flags)
             assert done.returncode == 0, (flags, done.stderr)
             return json.loads(done.stdout)
 
@@ -37,13 +31,20 @@ def main():
                     run = bench("--op", OPERATIONS[1 + i % 2], "--element", element, "--reduction", reduction, "--bytes", "64K")
                     assert run["verified"] and run["element"] == element and run["reduction"] == reduction, run
         assert bench("--op", "allreduce", "--bytes", "64K", "--planner", "best_ring")["verified"]
+        trace = pathlib.Path(directory) / "trace.jsonl"
+        run = bench("--op", "broadcast", "--bytes", "300K", "--chunks", 5, "--trace", trace)
+        hops = [json.loads(line) for line in trace.read_text().splitlines()]
+        assert run["verified"] and hops
+        assert all(hop["way"] == "down" and hop["chunk"] < 6 and hop["from"] != hop["to"] for hop in hops), hops[:3]
+        for call in {hop["call"] for hop in hops}:
+            assert sum(hop["bytes"] for hop in hops if hop["call"] == call) == 3 * (300 << 10), call
 
         for flags, word in ((("--op", "alltoall"), "alltoall"), (("--root", "h9"), "h9"), (("--element", "int8"), "int8"),
-                            (("--bytes", "-1"), "--bytes"), (("--planner", "best"), "best")):
+                            (("--bytes", "-1"), "--bytes"), (("--hybrid", "pcie:1"), "--kind"), (("--kind", "pcie"), "--hybrid"), (("--planner", "best"), "best")):
             done = lab.run("bench", "collective", "--cluster", file, *flags)
             assert done.returncode == 2 and word in done.stderr and done.stderr.count("\n") == 1, (flags, done.stderr)
         with lab.listener(port + 3):
-            done = lab.run("bench", "collective", "--cluster", file, "--bytes", "4K", "--patience-s", 2)
+            done = lab.run("bench", "collective", "--cluster", file, "--probe-s", 0, "--bytes", "4K", "--patience-s", 2)
             assert done.returncode == 1 and "h2" in done.stderr and str(port + 3) in done.stderr, done.stderr
 
 

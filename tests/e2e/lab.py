@@ -52,6 +52,18 @@ def run(*args, timeout=120):
     return subprocess.run([COPPICE, *map(str, args)], capture_output=True, text=True, timeout=timeout)
 
 
+def rank_cluster(directory, ranks):
+    """A cluster file with keys for hosts h0, h1, … on the loopback; gives the file and the first port."""
+    file = directory / "cluster.toml"
+    port = free_ports(ranks + 1)  # the gateway keeps the second for its control
+    hosts = "".join(f'[[host]]\nname = "h{i}"\naddress = "127.0.0.1"\nport = {port + i + (i > 0)}\n' + ('roles = ["gateway"]\n' if i == 0 else "")
+                    for i in range(ranks))
+    file.write_text('name = "e2e"\nkeys = "keys"\n' + hosts)
+    made = run("keys", "--cluster", file)
+    assert made.returncode == 0, made.stderr
+    return file, port
+
+
 def alive(pid):
     try:
         with open(f"/proc/{pid}/stat") as f:

@@ -119,7 +119,7 @@ TEST(Augmentation, WithoutAnyItemsAreNormalisedAsTheyAre) {
   const auto data = shapes_data(4, 1);
   const std::vector<std::int64_t> indices{2, 0};
   std::vector<float> out(2 * 64), expected(64);
-  augmented(data, indices, {0.3F, 0.5F}, {}, 1, 0, out);
+  augmented(data, indices, {0.3F, 0.5F}, {}, 1, 0, 0, out);
   item(data, 2, {0.3F, 0.5F}, expected);
   EXPECT_TRUE(std::equal(expected.begin(), expected.end(), out.begin()));
 }
@@ -132,7 +132,7 @@ TEST(Augmentation, ShiftsByEveryDistanceAndMirrorsHalf) {
   std::map<std::pair<int, int>, int> places;
   std::vector<float> out(49);
   for (int step = 0; step < 2000; ++step) {
-    augmented(data, indices, {}, {1, true}, 5, step, out);
+    augmented(data, indices, {}, {1, true}, 5, step, 0, out);
     const auto at = static_cast<int>(std::max_element(out.begin(), out.end()) - out.begin());
     ++places[{at / 7 - 3, at % 7}];
   }
@@ -152,7 +152,7 @@ TEST(Augmentation, WhatComesInFromOutsideIsTheMean) {
   std::vector<float> out(4);
   bool seen = false;
   for (int step = 0; step < 50; ++step) {
-    augmented(data, std::vector<std::int64_t>{0}, {0.5F, 0.5F}, {2, false}, 1, step, out);
+    augmented(data, std::vector<std::int64_t>{0}, {0.5F, 0.5F}, {2, false}, 1, step, 0, out);
     for (const float value : out) {
       EXPECT_TRUE(value == 1.0F || value == 0.0F);
       seen |= value == 0.0F;

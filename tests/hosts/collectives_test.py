@@ -100,6 +100,82 @@ class OnShapedLinks(unittest.TestCase):
                     # Headers, acknowledgements and a retransmission or two; a chunk on a wrong link would be far more.
                     self.assertLess(abs(left - share), 0.12 * share + 0.05 * size, f"{host} to {peer}")
 
+    def traced(self, lab: netlab.Lab, *flags: Any, deploy: tuple[Any, ...] = ()) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The hops of one call, and the relays that `coppice plan --deploy` puts in place for it."""
+        with tempfile.TemporaryDirectory(prefix="coppice-trace-") as directory:
+            cluster, trace = lab.write_cluster(pathlib.Path(directory)), pathlib.Path(directory) / "trace.jsonl"
+            plan = json.loads(subprocess.run([COPPICE, "plan", "--deploy", cluster, "--json", *map(str, deploy)],
+                                             check=True, capture_output=True, text=True).stdout)
+            code, result, error = Bench(lab, "--repeat", 1, "--warm-up", 0, "--no-tune", "--trace", trace, *flags).finish()
+            self.assertEqual(code, 0, error)
+            self.assertTrue(result["verified"])
+            self.assertEqual(result["attempts"], 1, "this machine is too busy: a link was taken for slow")
+            return [json.loads(line) for line in trace.read_text().splitlines()], plan["deploy"]
+
+    def follows(self, hops: list[dict[str, Any]], chains: list[dict[str, Any]]) -> None:
+        """Every chunk of every tree took each of its hops once, over the link that was deployed, and no other."""
+        wanted: dict[tuple[int, str], set[tuple[str, str, str]]] = {}
+        for chain in chains:
+            for relay in chain["relays"]:
+                if relay["parent"] is None:
+                    continue
+                parent, link = chain["relays"][relay["parent"]]["host"], relay["link"]
+                if chain["way"] in ("broadcast", "both"):
+                    wanted.setdefault((chain["tree"], "down"), set()).add((parent, relay["host"], link["from_address"]))
+                if chain["way"] in ("reduce", "both"):
+                    wanted.setdefault((chain["tree"], "up"), set()).add((relay["host"], parent, link["to_address"]))
+        seen: dict[tuple[int, str], dict[int, list[tuple[str, str, str]]]] = {}
+        for hop in hops:
+            chunks = seen.setdefault((hop["tree"], hop["way"]), {})
+            chunks.setdefault(hop["chunk"], []).append((hop["from"], hop["to"], hop["from_address"]))
+        self.assertEqual(seen.keys(), wanted.keys())
+        for key, chunks in seen.items():
+            self.assertEqual(sorted(chunks), list(range(len(chunks))), key)
+            self.assertGreater(len(chunks), 1)
+            for chunk, ways in chunks.items():
+                self.assertEqual(len(ways), len(set(ways)), f"{key}, chunk {chunk} took a hop twice")
+                self.assertEqual(set(ways), wanted[key], f"{key}, chunk {chunk}")
+
+    def test_every_chunk_follows_the_relays_that_were_deployed(self) -> None:
+        with self.lab("hybrid4") as lab:
+            for operation in ("broadcast", "allreduce"):
+                with self.subTest(op=operation):
+                    hops, chains = self.traced(lab, "--op", operation, "--bytes", "4M", deploy=("--op", operation))
+                    self.follows(hops, chains)
+                    addresses = {hop["from_address"] for hop in hops}
+                    self.assertTrue(any(lab.layout.port(link, 0).address in addresses or lab.layout.port(link, 1).address in addresses
+                                        for link in lab.current.links if link.kind == "pcie"), "parallel links were not used")
+
+    def test_a_hybrid_plan_divides_the_buffer_between_the_kinds_as_planned(self) -> None:
+        size = 4 << 20
+        with self.lab("hybrid4") as lab:
+            kinds = ("--kind", "nvlink", "--hybrid", "pcie:20")
+            hops, chains = self.traced(lab, "--op", "broadcast", "--bytes", size, *kinds,
+                                       deploy=("--op", "broadcast", *kinds, "--bytes", size))
+            self.follows(hops, chains)
+            split = json.loads(subprocess.run(
+                [COPPICE, "plan", "--topology", HERE / "topologies/hybrid4.json", "--op", "broadcast", *kinds, "--bytes", str(4 * size), "--json"],
+                check=True, capture_output=True, text=True).stdout)  # the lab has a quarter of the rates
+            kind = {lab.layout.port(link, end).address: link.kind for link in lab.current.links for end in (0, 1)}
+            arrived = {name: sum(hop["bytes"] for hop in hops if kind[hop["from_address"]] == name and hop["to"] == "h1")
+                       for name in ("nvlink", "pcie")}
+            self.assertEqual(sum(arrived.values()), size)
+            self.assertAlmostEqual(arrived["pcie"] / size, split["second"]["bytes"] / (4 * size), delta=0.001)
+
+    def test_three_phases_are_executed_over_two_boxes(self) -> None:
+        with self.lab("two_racks") as lab:
+            flags = ("--op", "allreduce", "--planner", "three_phase")
+            hops, chains = self.traced(lab, *flags, "--bytes", "4M", deploy=flags)
+            self.assertEqual({(hop["tree"], hop["from"], hop["to"], hop["way"]) for hop in hops},
+                             {(chain["tree"], *ends, way) for chain in chains for relay in chain["relays"] if relay["parent"] is not None
+                              for parent in [chain["relays"][relay["parent"]]["host"]]
+                              for way, ends in (("down", (parent, relay["host"])), ("up", (relay["host"], parent)))
+                              if chain["way"] == "both" or (way == "up") == (chain["way"] == "reduce")})
+            box = lambda host: int(host[1:]) // 4
+            crossing = {(hop["from"], hop["to"]) for hop in hops if box(hop["from"]) != box(hop["to"])}
+            self.assertTrue(crossing)
+            self.assertTrue(all(abs(int(a[1:]) - int(b[1:])) == 4 for a, b in crossing), "between boxes only roots that match exchange")
+
     def changed_half_way(self, name: str, change: Callable[[netlab.Lab], None], *flags: Any) -> tuple[int, dict[str, Any], str]:
         with self.lab(name) as lab:
             bench = Bench(lab, "--repeat", 1, "--warm-up", 0, "--no-tune", *flags)
@@ -130,6 +206,13 @@ class OnShapedLinks(unittest.TestCase):
                 self.assertEqual(code, 0, error)
                 self.assertTrue(result["verified"])
                 self.assertGreater(result["attempts"], 1)
+
+    def test_one_of_two_parallel_links_is_cut_and_the_other_goes_on(self) -> None:
+        code, result, error = self.changed_half_way(
+            "hybrid4", lambda lab: lab.cut("h0-h1", "blackhole"), "--op", "allreduce", "--bytes", "24M")
+        self.assertEqual(code, 0, error)
+        self.assertTrue(result["verified"])
+        self.assertGreater(result["attempts"], 1)
 
     def test_a_rank_that_is_killed_is_named_by_every_survivor(self) -> None:
         def kill(_: netlab.Lab) -> None:

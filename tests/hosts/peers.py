@@ -290,11 +290,31 @@ def _start_openmpi(run: _Run, algorithm: Algorithm, bytes: int, repeats: int, or
 
 
 def _start_gloo(run: _Run, algorithm: Algorithm, bytes: int, repeats: int, order: list[str]) -> None:
-    address = run.lab.layout.identity(order[0])
-    port = 20_000 + os.getpid() % 10_000  # below those that outgoing connections take
+    address, port = run.lab.layout.identity(order[0]), _gloo_port()
     for rank, host in enumerate(order):
         run.start(host, [SYSTEM_PYTHON, str(HERE / "gloo_collective.py"), str(rank), str(len(order)), address,
                          str(port), algorithm.op, str(repeats), str(bytes)], {"GLOO_SOCKET_IFNAME": IDENTITY})
+
+
+def train_with_gloo(lab: netlab.Lab, widths: str, epochs: int, batch: int, images: int, data: str,
+                    order: Sequence[str] | None = None, timeout_s: float = 600) -> dict[str, float]:
+    """PyTorch's data-parallel training over Gloo (peers/gloo_training.py): seconds and accuracy. Raises LabError."""
+    order = list(order or lab.hosts)
+    address, port = lab.layout.identity(order[0]), _gloo_port()
+
+    def start(run: _Run) -> None:
+        for rank, host in enumerate(order):
+            run.start(host, [SYSTEM_PYTHON, str(HERE / "gloo_training.py"), str(rank), str(len(order)), address, str(port),
+                             widths, str(epochs), str(batch), str(images), data], {"GLOO_SOCKET_IFNAME": IDENTITY})
+
+    lines, error = _Run(lab, timeout_s).finish(start)
+    if error:
+        raise LabError(f"PyTorch over Gloo in {lab.name}: {error}")
+    return {words[0]: float(words[1]) for words in map(str.split, lines) if words[0] in ("seconds", "accuracy")}
+
+
+def _gloo_port() -> int:
+    return 20_000 + os.getpid() % 10_000  # below those that outgoing connections take
 
 
 def _compiled() -> pathlib.Path:

@@ -5,6 +5,7 @@
 
 #include <unistd.h>
 
+#include <map>
 #include <numeric>
 #include <random>
 #include <thread>
@@ -51,11 +52,13 @@ class CommunicatorTest : public ::testing::Test {
     options.cluster = cluster_;
     options.name = cluster_.hosts[static_cast<std::size_t>(rank)].name;
     options.patience = patience;
+    options.hops = hops_;
     auto joined = Communicator::join(std::move(options));
     ASSERT_TRUE(joined) << joined.error().what;
     group_.push_back(std::move(*joined));
   }
 
+  std::shared_ptr<actors::HopLog> hops_;  // of all ranks
   std::filesystem::path directory_;
   Cluster cluster_;
   std::vector<std::unique_ptr<Communicator>> group_;
@@ -117,6 +120,26 @@ TEST_F(CommunicatorTest, CallsOverlapAndActionsFollow) {
       EXPECT_EQ(buffer, std::vector<std::int32_t>(buffer.size(), (kRanks - 1) * i));
   for (int tries = 0; acted < kCalls * kRanks && tries < 500; ++tries) std::this_thread::sleep_for(std::chrono::milliseconds{10});
   EXPECT_EQ(acted, kCalls * kRanks);
+}
+
+TEST_F(CommunicatorTest, ATraceHasEveryChunkOnEveryHopOnceWithTheAddressItCameFrom) {
+  hops_ = std::make_shared<actors::HopLog>();
+  join_all();
+  std::vector<std::vector<std::byte>> buffers(kRanks, std::vector<std::byte>(std::size_t{3} << 20));
+  std::vector<Completion> calls;
+  for (std::size_t rank = 0; rank < kRanks; ++rank) calls.push_back(group_[rank]->broadcast(std::span(buffers[rank]), 0));
+  for (const auto& call : calls) ASSERT_TRUE(call.wait());
+  std::map<std::pair<std::uint32_t, std::uint64_t>, std::uint64_t> bytes;  // by tree and chunk
+  std::uint64_t all = 0;
+  for (const auto& hop : hops_->take()) {
+    EXPECT_EQ(hop.address, "127.0.0.1");
+    EXPECT_EQ(hop.way, actors::Way::down);
+    EXPECT_TRUE(cluster_.find(hop.from));
+    bytes[{hop.tree, hop.chunk}] += hop.bytes;
+    all += hop.bytes;
+  }
+  EXPECT_EQ(all, (kRanks - 1) * (std::uint64_t{3} << 20)) << "every other rank has every byte once";
+  EXPECT_GT(bytes.size(), 1U);
 }
 
 TEST_F(CommunicatorTest, RefusesBuffersThatDoNotFitAtOnce) {

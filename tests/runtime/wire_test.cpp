@@ -145,6 +145,28 @@ RC_GTEST_PROP(Wire, TransfersComeThroughWhole, ()) {
   }
 }
 
+TEST(Wire, AProgramIsReadBackWholeAndABadOneIsNot) {
+  collectives::Program program;
+  program.element = collectives::Element::bytes;
+  program.ranks = 2;
+  program.bytes = 100;
+  program.trees.push_back({.root = 0,
+                           .up = {},
+                           .down = {{0, 1, "10.0.0.1", "10.0.0.2", true}},
+                           .share = {{0, 60}, {80, 20}},
+                           .chunk_bytes = 10,
+                           .bytes_per_s = 5'000,
+                           .wait_us = 200'000});
+  const GroupNote note{1, 2, -1, true, ProgramOffer{{3, 4}, true, program}};
+  const auto frame = encode(note);
+  const auto back = decode(frame.head, frame.bulk);
+  ASSERT_TRUE(back);
+  EXPECT_EQ(std::get<ProgramOffer>(std::get<GroupNote>(*back).note).program, program);
+  program.trees[0].wait_us = -1;
+  const auto bad = encode(GroupNote{1, 2, -1, true, ProgramOffer{{3, 4}, true, program}});
+  EXPECT_FALSE(decode(bad.head, bad.bulk));
+}
+
 std::vector<Frame> samples() {
   InferReply reply;
   reply.scores = {1.0F, std::numeric_limits<float>::quiet_NaN()};
@@ -169,8 +191,38 @@ TEST(Wire, EveryTypeIsReadBack) {
   for (std::size_t type = 0; type < frames.size(); ++type) {
     const auto back = decode(frames[type].head, frames[type].bulk);
     ASSERT_TRUE(back) << type;
-    EXPECT_EQ(back->index(), type < 10 ? type : type + 3) << "those of collectives have tests of their own";
+    EXPECT_EQ(back->index(), type < 10 ? type : type + 4) << "those of collectives have tests of their own";
   }
+}
+
+std::vector<ProbeNote> probe_notes() {
+  return {{1, ProbeHello{}},
+          {2, ProbeHere{}},
+          {3, MeasureOrder{collectives::Measure::Kind::share, "h1", "10.0.0.1", "10.0.0.2"}},
+          {4, MeasureDone{1'000'000, 81'000, 93'000, true, "why"}},
+          {5, ProbePing{7}},
+          {6, ProbePong{7}},
+          {7, ProbeBytes{SharedBytes::copy_of(std::vector<std::byte>(100, std::byte{3}))}},
+          {8, ProbeArrived{1ULL << 40, 2'000'000}},
+          {9, SurveyOver{"{}", "why not"}}};
+}
+
+TEST(Wire, EveryWordOfAProbeIsReadBack) {
+  const auto notes = probe_notes();
+  for (std::size_t kind = 0; kind < notes.size(); ++kind) {
+    const auto frame = encode(notes[kind]);
+    const auto back = decode(frame.head, frame.shared);
+    ASSERT_TRUE(back) << kind;
+    const auto& note = std::get<ProbeNote>(*back);
+    EXPECT_EQ(note.measure, kind + 1);
+    EXPECT_EQ(note.note.index(), kind);
+    EXPECT_EQ(encode(note).head, frame.head);
+    for (std::size_t size = 0; size < frame.head.size(); ++size) EXPECT_FALSE(decode(std::span(frame.head).first(size), frame.shared));
+    const std::vector<std::byte> bulk(4);
+    EXPECT_EQ(decode(frame.head, bulk).has_value(), std::holds_alternative<ProbeBytes>(note.note));
+  }
+  const auto frame = encode(notes[6]);
+  EXPECT_EQ(std::get<ProbeBytes>(std::get<ProbeNote>(*decode(frame.head, frame.shared)).note).bytes.size, 100U);
 }
 
 TEST(Wire, EveryTruncationIsRefused) {

@@ -79,6 +79,7 @@ struct Trace {
                    [](const CollectiveChunk&) {},  // no collectives in a simulated cluster
                    [](const CollectiveAck&) {},
                    [](const GroupNote&) {},
+                   [](const ProbeNote&) {},
                    [&](const BlockItem& m) { id(m.request), id(m.block), id(m.asked); },
                    [&](const BlockScore& m) { id(m.request), id(m.block), id(m.status), id(m.label); },
                    [&](const WorkerGone& m) { id(m.worker); },
