@@ -15,6 +15,7 @@
 #include "gpu/device.hpp"
 #include "gpu/onnx.hpp"
 #include "runtime/model.hpp"
+#include "runtime/replay.hpp"
 #include "runtime/scheduler.hpp"
 #include "runtime/sha256.hpp"
 #include "runtime/transport.hpp"
@@ -44,6 +45,32 @@ class DeviceNet final : public NetPort {
   std::unique_ptr<gpu::CompiledNet> net_;
 };
 
+// The worker's net on the device, or what was recorded of it.
+tl::expected<std::unique_ptr<NetPort>, std::string> run_on(const std::string& device_spec, const WorkerNet& own,
+                                                           std::span<const std::byte> onnx) {
+  const auto fits = [&](const std::string& what, std::size_t outputs) -> tl::expected<void, std::string> {
+    if (outputs == own.classes.size()) return {};
+    return tl::unexpected(what + " answers with " + std::to_string(outputs) + " scores, the manifest says " +
+                          std::to_string(own.classes.size()));
+  };
+  if (device_spec.starts_with(kReplay)) {
+    const auto file = device_spec.substr(kReplay.size());
+    auto replay = ReplayNet::load(file);
+    if (!replay) return tl::unexpected(replay.error().what);
+    if (auto good = fits(file, (*replay)->outputs()); !good) return tl::unexpected(good.error());
+    return std::move(*replay);
+  }
+  auto network = gpu::parse_onnx(onnx, own.file);
+  if (!network) return tl::unexpected(network.error().what);
+  auto device = gpu::make_device(device_spec, {});
+  if (!device) return tl::unexpected(device.error().what);
+  auto net = (*device)->compile(*network, {});
+  if (!net) return tl::unexpected(net.error().what);
+  if (auto good = fits(own.file, static_cast<std::size_t>((*net)->output_elements())); !good)
+    return tl::unexpected(good.error());
+  return std::make_unique<DeviceNet>(std::move(*device), std::move(*net));
+}
+
 tl::expected<LoadedNet, std::string> load_net(std::span<const std::byte> bytes, std::uint32_t worker,
                                               const std::string& device_spec) {
   auto model = unbundle(bytes);
@@ -53,18 +80,11 @@ tl::expected<LoadedNet, std::string> load_net(std::span<const std::byte> bytes, 
     return tl::unexpected("the model has " + std::to_string(manifest.workers.size()) + " workers, this is number " +
                           std::to_string(worker + 1));
   const auto& own = manifest.workers[worker];
-  auto network = gpu::parse_onnx(model->files[own.file], own.file);
-  if (!network) return tl::unexpected(network.error().what);
-  auto device = gpu::make_device(device_spec, {});
-  if (!device) return tl::unexpected(device.error().what);
-  auto net = (*device)->compile(*network, {});
-  if (!net) return tl::unexpected(net.error().what);
-  if ((*net)->output_elements() != static_cast<std::int64_t>(own.classes.size()))
-    return tl::unexpected(own.file + " answers with " + std::to_string((*net)->output_elements()) +
-                          " scores, the manifest says " + std::to_string(own.classes.size()));
+  auto net = run_on(device_spec, own, model->files[own.file]);
+  if (!net) return tl::unexpected(net.error());
   auto place = place_of(manifest, worker);
   LoadedNet loaded;
-  loaded.net = std::make_unique<DeviceNet>(std::move(*device), std::move(*net));
+  loaded.net = std::move(*net);
   loaded.rows = place.rows;
   loaded.classes = std::move(place.outputs);
   loaded.class_count = place.classes;
