@@ -17,6 +17,7 @@
 #include "gpu/device.hpp"
 #include "runtime/keys.hpp"
 #include "runtime/launcher.hpp"
+#include "runtime/replay.hpp"
 
 namespace coppice::runtime {
 namespace {

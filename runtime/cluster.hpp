@@ -14,13 +14,11 @@
 
 namespace coppice::runtime {
 
-inline constexpr std::string_view kReplay = "replay:";  // what the device of a recording begins with (replay.hpp)
-
 struct Host {
   std::string name;     // [A-Za-z0-9._-]{1,64}
   std::string address;  // IPv4, IPv6 or host name
   std::uint16_t port = 7000;  // data; a gateway listens for control on port + 1
-  std::string device = "cpu";  // cpu, cuda:N, or kReplay and a file, of a relative path as all others here
+  std::string device = "cpu";
   bool gateway = false;       // roles = ["gateway"]; every other host is a worker
   bool operator==(const Host&) const = default;
 };

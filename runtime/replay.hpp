@@ -21,6 +21,8 @@
 
 namespace coppice::runtime {
 
+inline constexpr std::string_view kReplay = "replay:";  // what such a device begins with
+
 class ReplayNet final : public actors::NetPort {
  public:
   // Errors name `origin` and the field.
