@@ -151,6 +151,7 @@ caf::behavior behave(Self* self, const std::shared_ptr<State>& state) {
           return std::popcount(set) >= state->options.shape.needed;
         });
       },
+      [=](const Refused& refused) { state->roster.on_refused(refused.name, refused.reason); },
       [=](const WorkerLost& lost) {
         lose(*state, lost, self->clock().now());
         run_roster(self, *state);

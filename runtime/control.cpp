@@ -111,7 +111,10 @@ caf::behavior membership(Self* self, const std::shared_ptr<Members>& members) {
       [=](const Ready& ready) {
         if (members->supervisor) caf::anon_send(members->supervisor, WorkerReady{ready.name, TransferId{ready.transfer}});
       },
-      [=](const Refused& refused) { spdlog::error("{} cannot use its weights: {}", refused.name, refused.reason); },
+      [=](const Refused& refused) {
+        spdlog::error("{} cannot use its weights: {}", refused.name, refused.reason);
+        if (members->supervisor) caf::anon_send(members->supervisor, refused);
+      },
       [=](const SetFaults& faults) {
         for (const auto& [name, worker] : members->present)
           self->send(worker, SetFaults{faults.spec, *place(*members, name),
