@@ -98,11 +98,10 @@ def a_flat_gather_hears_every_worker_and_a_recording_answers_as_its_net():
 def bad_recordings_are_refused_by_name():
     broken = SCRATCH / "broken.json"
     recording = json.loads((REPLAYS / "worker1.json").read_text())
-    for change, says in (({"service_us": recording["service_us"][1:]}, "service_us"), ({"schema": 7}, "schema"), ({"outputs": recording["outputs"] + 1}, "scores.float32")):
-        broken.write_text(json.dumps(recording | change))
-        devices = [f"replay:{broken if w == 1 else REPLAYS / f'worker{w}.json'}" for w in range(BLOCKS * WORKERS)]
-        refused = lab.run("launch", "--cluster", lab.Cluster(model=MODEL, devices=devices).file, "--ready-s", 3)
-        assert refused.returncode == 1 and "broken.json" in refused.stderr and says in refused.stderr, refused.stderr
+    broken.write_text(json.dumps(recording | {"service_us": recording["service_us"][1:]}))
+    devices = [f"replay:{broken if w == 1 else REPLAYS / f'worker{w}.json'}" for w in range(BLOCKS * WORKERS)]
+    refused = lab.run("launch", "--cluster", lab.Cluster(model=MODEL, devices=devices).file, "--ready-s", 3)
+    assert refused.returncode == 1 and all(word in refused.stderr for word in ("w1", "broken.json", "service_us")), refused.stderr
     without = lab.run("evaluate", "--model", lab.NETS / "base.onnx", "--record-replay", SCRATCH / "none")
     assert without.returncode == 2 and "--dir" in without.stderr, without.stderr
 
