@@ -63,6 +63,11 @@ struct BlockHeadOptions {
 // up one BlockScore. Needs InstallBlocks first.
 caf::actor spawn_block_head(caf::actor_system& system, BlockHeadOptions options, std::shared_ptr<FramePort> port);
 
+// Data frames between this node and other hosts, clients not among them, since it started.
+struct Traffic {
+  std::uint64_t in = 0, out = 0;
+};
+
 struct SupervisorOptions {
   std::string cluster;               // its name, for status
   std::vector<std::string> workers;  // host names: worker i of the code is workers[i]
@@ -78,6 +83,7 @@ struct SupervisorOptions {
   std::function<std::vector<RelayNode>(const std::vector<std::string>& members)> plan_tree;
   // Hands a fault spec to every worker. Returns a reason when faults are not allowed here.
   std::function<tl::expected<void, std::string>(const std::string& spec)> spread_faults;
+  std::function<Traffic()> traffic;  // may be empty
 };
 
 // Admits requests, fans them out, knows who is alive, and hands out weights.

@@ -49,6 +49,10 @@ std::optional<int> Roster::on_lost(const std::string& worker, std::string reason
   return index;
 }
 
+void Roster::on_refused(const std::string& worker, const std::string& reason) {
+  if (const auto index = index_of(worker)) workers_[static_cast<std::size_t>(*index)].reason = "cannot use its weights: " + reason;
+}
+
 std::optional<int> Roster::on_ready(const std::string& worker, TransferId transfer) {
   const auto index = index_of(worker);
   if (!index) return std::nullopt;

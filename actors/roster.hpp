@@ -43,6 +43,8 @@ class Roster {
   std::optional<int> on_lost(const std::string& worker, std::string reason, Instant now);
   // Nothing when the transfer is not the one that this worker is waiting for.
   std::optional<int> on_ready(const std::string& worker, TransferId transfer);
+  // It has its weights and cannot use them; its state tells why, and it stays without them.
+  void on_refused(const std::string& worker, const std::string& reason);
 
   struct Broadcast {
     TransferId transfer{};

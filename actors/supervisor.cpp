@@ -85,6 +85,10 @@ std::string status(const State& state) {
                          {"k", state.options.shape.needed},
                          {"workers", nlohmann::json::array()}};
   if (state.options.blocks > 0) json["b"] = state.options.blocks;
+  if (state.options.traffic) {
+    const auto traffic = state.options.traffic();
+    json["frames"] = {{"from_workers", traffic.in}, {"to_workers", traffic.out}};
+  }
   for (const auto& worker : state.roster.workers())
     json["workers"].push_back({{"name", worker.name},
                                {"state", name(worker.state)},
@@ -147,6 +151,7 @@ caf::behavior behave(Self* self, const std::shared_ptr<State>& state) {
           return std::popcount(set) >= state->options.shape.needed;
         });
       },
+      [=](const Refused& refused) { state->roster.on_refused(refused.name, refused.reason); },
       [=](const WorkerLost& lost) {
         lose(*state, lost, self->clock().now());
         run_roster(self, *state);

@@ -10,6 +10,7 @@
 
 #include "apps/net_training.hpp"
 #include "apps/progress.hpp"
+#include "gpu/class_groups.hpp"
 #include "gpu/onnx.hpp"
 #include "runtime/cluster.hpp"
 #include "runtime/sha256.hpp"
@@ -105,8 +106,13 @@ void check_nets(const Nets& nets) {
   if (nets.input.empty() || nets.input.size() > 8) throw Fault{"input.shape: must have 1 to 8 extents"};
   if (nets.held_out < 0) throw Fault{"held_out: must not be negative"};
   const auto classes = static_cast<int>(std::min(nets.class_names.size(), at(coding::kClassesMax) + 1));
-  if (const auto coded = coding::grouped_generator(nets.groups, classes, 0); !coded)
+  if (classes > coding::kClassesMax) throw Fault{"classes: must be at most " + std::to_string(coding::kClassesMax)};
+  // How many groups one code takes is a bound of each block's, where there are blocks.
+  if (nets.blocks > 0) {
+    if (const auto good = gpu::check_groups(nets.groups, classes); !good) throw Fault{"groups: " + good.error().what};
+  } else if (const auto coded = coding::grouped_generator(nets.groups, classes, 0); !coded) {
     throw Fault{"groups: " + coded.error()};
+  }
   if (nets.subnets.size() != nets.groups.size()) throw Fault{"subnets: must be one for each group"};
   for (std::size_t i = 0; i < nets.subnets.size(); ++i)
     if (nets.subnets[i].classes != nets.groups[i])

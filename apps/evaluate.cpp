@@ -5,14 +5,18 @@
 
 #include "apps/assembly.hpp"
 #include "apps/command.hpp"
+#include "apps/net_training.hpp"
+#include "apps/progress.hpp"
 #include "apps/table.hpp"
 #include "gpu/onnx.hpp"
+#include "runtime/replay.hpp"
 
 namespace coppice::apps {
 namespace {
 
 struct Options {
-  std::string model, directory, data;
+  std::string model, directory, data, record;
+  std::int64_t record_items = 500;
   std::optional<int> missing;
   std::optional<float> mean, deviation;
 };
@@ -93,10 +97,28 @@ nlohmann::json base_of(const runtime::Manifest& manifest) {
   return manifest.accuracy.value("base", nlohmann::json());
 }
 
+// One recording a worker, for device = "replay:FILE".
+runtime::Expected<void> record_answers(const Options& options, const runtime::Model& model, const gpu::Dataset& data) {
+  std::error_code fault;
+  std::filesystem::create_directories(options.record, fault);
+  if (fault) return runtime::bad_input("cannot make " + options.record + ": " + fault.message());
+  Progress bar("recording", static_cast<std::int64_t>(model.manifest.workers.size()));
+  for (std::size_t w = 0; w < model.manifest.workers.size(); ++w) {
+    const auto recording = runtime::record_replay(model, w, data, options.record_items);
+    if (!recording) return tl::unexpected(recording.error());
+    const auto file = std::filesystem::path(options.record) / ("worker" + std::to_string(w) + ".json");
+    if (auto written = write_whole(file, {recording->dump(), "\n"}); !written) return written;
+    bar.at(static_cast<std::int64_t>(w) + 1);
+  }
+  return {};
+}
+
 runtime::Expected<void> evaluate_directory(const Options& options, const gpu::Dataset& data, const Shell& shell) {
   const auto model = runtime::load_model(options.directory);
   if (!model) return tl::unexpected(model.error());
   const auto& manifest = model->manifest;
+  if (!options.record.empty())
+    if (auto recorded = record_answers(options, *model, data); !recorded) return recorded;
   // Asked for before the nets are run: a --missing that cannot be is refused at once.
   const int missing = options.missing.value_or(std::min(manifest.blocks.empty() ? 2 : 1, manifest.shape.workers - 1));
   if (auto possible = check_missing(manifest, missing); !possible) return possible;
@@ -124,6 +146,7 @@ runtime::Expected<void> evaluate(const Options& options, const Shell& shell) {
     return runtime::bad_input("give --model for one net or --dir for a decomposed model, and one of them only");
   if (!options.directory.empty() && (options.mean || options.deviation))
     return runtime::bad_input("--mean and --std go with --model; a decomposed model's manifest has its own");
+  if (options.directory.empty() && !options.record.empty()) return runtime::bad_input("--record-replay goes with --dir");
   if (options.directory.empty() && options.missing) return runtime::bad_input("--missing goes with --dir");
   const auto data = gpu::load_dataset(options.data, gpu::Split::test);
   if (!data) return tl::unexpected(reported(data.error()));
@@ -144,6 +167,10 @@ void add_evaluate(CLI::App& app, Shell& shell) {
   command
       ->add_option("--missing", options->missing, "with --dir: every set of up to so many missing workers (default 2; with blocks: in every block at once, default 1)")
       ->check(CLI::Range(0, coding::kWorkersMax));
+  auto* record = command->add_option("--record-replay", options->record,
+                                     "with --dir: write what each worker's net answers, and when, to DIR/workerI.json");
+  command->add_option("--record-items", options->record_items, "to how many of the test images")
+      ->check(CLI::Range(1, 1'000'000))->capture_default_str()->needs(record);
   command->add_option("--data", options->data, "directory of a data set (see coppice data)")
       ->envname("COPPICE_DATA")
       ->capture_default_str();

@@ -5,11 +5,24 @@
 namespace coppice::apps {
 namespace {
 
+std::string blocks_of(const nlohmann::json& blocks) {
+  std::vector<std::vector<std::string>> rows{{"block", "head", "heads replaced", "scores", "degraded", "p50 ms", "p99 ms"}};
+  for (std::size_t b = 0; b < blocks.size(); ++b) {
+    const auto& block = blocks[b];
+    rows.push_back({std::to_string(b), block["head"].is_string() ? block["head"].get<std::string>() : "-",
+                    std::to_string(block.value("replaced", 0)), std::to_string(block.value("responses", 0)),
+                    std::to_string(block.value("degraded", 0)), fixed(block.value("p50_us", 0.0) / 1e3, 2),
+                    fixed(block.value("p99_us", 0.0) / 1e3, 2)});
+  }
+  return table(rows) + "\n";
+}
+
 std::string screen(const nlohmann::json& status) {
   std::string out = "cluster " + status.value("cluster", "?") + ": " +
                     (status.value("ready", false) ? "ready" : "not ready") + ", epoch " +
                     std::to_string(status.value("epoch", 0)) + ", any " + std::to_string(status.value("k", 0)) + " of " +
-                    std::to_string(status.value("n", 0)) + "\n\n";
+                    std::to_string(status.value("n", 0)) +
+                    (status.contains("b") ? " in each of " + std::to_string(status.value("b", 0)) + " blocks" : "") + "\n\n";
   std::vector<std::vector<std::string>> rows{{"worker", "state", "process", "responses", "p50 ms", "p99 ms", "losses", "last lost"}};
   for (const auto& w : status["workers"])
     rows.push_back({w.value("name", "?"), w.value("state", "?"), std::to_string(w.value("pid", 0)),
@@ -17,6 +30,7 @@ std::string screen(const nlohmann::json& status) {
                     fixed(w.value("p99_us", 0.0) / 1e3, 2), std::to_string(w.value("losses", 0)),
                     w.value("reason", "")});
   out += table(rows) + "\n";
+  if (status.contains("blocks")) out += blocks_of(status["blocks"]);
   const auto& r = status["requests"];
   const auto& s = status["responses"];
   out += "requests: " + std::to_string(r.value("completed", 0)) + " answered, " + std::to_string(r.value("degraded", 0)) +

@@ -17,6 +17,7 @@
 #include "gpu/device.hpp"
 #include "runtime/keys.hpp"
 #include "runtime/launcher.hpp"
+#include "runtime/replay.hpp"
 
 namespace coppice::runtime {
 namespace {
@@ -232,7 +233,7 @@ bool is_address(std::string_view text) {
 }
 
 bool is_device(std::string_view text) {
-  if (text.starts_with("replay:")) return text.size() > 7;
+  if (text.starts_with(kReplay)) return text.size() > kReplay.size();
   const auto device = gpu::parse_device(text);
   return device && device->ordinal.value_or(0) < kCudaDevicesMax;
 }
@@ -411,6 +412,9 @@ Cluster read_cluster(const toml::table& root, const std::filesystem::path& file)
   }
   cluster.faults_allowed = top.flag("allow_faults").value_or(false);
   cluster.hosts = read_hosts(top);
+  for (auto& host : cluster.hosts)
+    if (host.device.starts_with(kReplay))
+      host.device = std::string(kReplay) + resolved(directory, host.device.substr(kReplay.size())).string();
   cluster.code = read_code(top, root, static_cast<int>(cluster.hosts.size()) - 1);
   return cluster;
 }

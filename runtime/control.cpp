@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
+#include <poll.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -19,11 +20,21 @@
 // 0.17 never empties it, and one thread serves all its connections: a worker that is killed leaves "unexpected EOF"
 // there, and every other worker's next read is then taken for a fatal error (measured: one SIGKILL among seven workers
 // closed all seven connections within 0.2 s). This stands before libssl's own function, asks it, and empties the queue.
+//
+// And (CAF issue 1060) whoever dials has something to write, so CAF polls for a socket that can be written to, which it always can, and asks
+// for the handshake's next step again and again until the other side has answered: a core a worker, and where 44 share a
+// machine with their gateway it gets so little of it that the handshakes never end (measured). So the dialling side waits
+// here for the answer, a little at a time. The gateway does not: its one thread serves everybody.
+constexpr int kHandshakeWaitMs = 5;
 extern "C" int SSL_get_error(const SSL* ssl, int result) {
   using Function = int (*)(const SSL*, int);
   static const auto libssl = reinterpret_cast<Function>(::dlsym(RTLD_NEXT, "SSL_get_error"));
   const int error = libssl(ssl, result);
   ERR_clear_error();
+  if (error == SSL_ERROR_WANT_READ && SSL_is_server(ssl) == 0 && SSL_in_init(ssl) != 0) {
+    pollfd answer{SSL_get_fd(ssl), POLLIN, 0};
+    ::poll(&answer, 1, kHandshakeWaitMs);
+  }
   return error;
 }
 
@@ -111,7 +122,10 @@ caf::behavior membership(Self* self, const std::shared_ptr<Members>& members) {
       [=](const Ready& ready) {
         if (members->supervisor) caf::anon_send(members->supervisor, WorkerReady{ready.name, TransferId{ready.transfer}});
       },
-      [=](const Refused& refused) { spdlog::error("{} cannot use its weights: {}", refused.name, refused.reason); },
+      [=](const Refused& refused) {
+        spdlog::error("{} cannot use its weights: {}", refused.name, refused.reason);
+        if (members->supervisor) caf::anon_send(members->supervisor, refused);
+      },
       [=](const SetFaults& faults) {
         for (const auto& [name, worker] : members->present)
           self->send(worker, SetFaults{faults.spec, *place(*members, name),

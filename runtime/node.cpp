@@ -15,6 +15,7 @@
 #include "gpu/device.hpp"
 #include "gpu/onnx.hpp"
 #include "runtime/model.hpp"
+#include "runtime/replay.hpp"
 #include "runtime/scheduler.hpp"
 #include "runtime/sha256.hpp"
 #include "runtime/transport.hpp"
@@ -44,6 +45,32 @@ class DeviceNet final : public NetPort {
   std::unique_ptr<gpu::CompiledNet> net_;
 };
 
+// The worker's net on the device, or what was recorded of it.
+tl::expected<std::unique_ptr<NetPort>, std::string> run_on(const std::string& device_spec, const WorkerNet& own,
+                                                           std::span<const std::byte> onnx) {
+  const auto fits = [&](const std::string& what, std::size_t outputs) -> tl::expected<void, std::string> {
+    if (outputs == own.classes.size()) return {};
+    return tl::unexpected(what + " answers with " + std::to_string(outputs) + " scores, the manifest says " +
+                          std::to_string(own.classes.size()));
+  };
+  if (device_spec.starts_with(kReplay)) {
+    const auto file = device_spec.substr(kReplay.size());
+    auto replay = ReplayNet::load(file);
+    if (!replay) return tl::unexpected(replay.error().what);
+    if (auto good = fits(file, (*replay)->outputs()); !good) return tl::unexpected(good.error());
+    return std::move(*replay);
+  }
+  auto network = gpu::parse_onnx(onnx, own.file);
+  if (!network) return tl::unexpected(network.error().what);
+  auto device = gpu::make_device(device_spec, {});
+  if (!device) return tl::unexpected(device.error().what);
+  auto net = (*device)->compile(*network, {});
+  if (!net) return tl::unexpected(net.error().what);
+  if (auto good = fits(own.file, static_cast<std::size_t>((*net)->output_elements())); !good)
+    return tl::unexpected(good.error());
+  return std::make_unique<DeviceNet>(std::move(*device), std::move(*net));
+}
+
 tl::expected<LoadedNet, std::string> load_net(std::span<const std::byte> bytes, std::uint32_t worker,
                                               const std::string& device_spec) {
   auto model = unbundle(bytes);
@@ -53,18 +80,11 @@ tl::expected<LoadedNet, std::string> load_net(std::span<const std::byte> bytes, 
     return tl::unexpected("the model has " + std::to_string(manifest.workers.size()) + " workers, this is number " +
                           std::to_string(worker + 1));
   const auto& own = manifest.workers[worker];
-  auto network = gpu::parse_onnx(model->files[own.file], own.file);
-  if (!network) return tl::unexpected(network.error().what);
-  auto device = gpu::make_device(device_spec, {});
-  if (!device) return tl::unexpected(device.error().what);
-  auto net = (*device)->compile(*network, {});
-  if (!net) return tl::unexpected(net.error().what);
-  if ((*net)->output_elements() != static_cast<std::int64_t>(own.classes.size()))
-    return tl::unexpected(own.file + " answers with " + std::to_string((*net)->output_elements()) +
-                          " scores, the manifest says " + std::to_string(own.classes.size()));
+  auto net = run_on(device_spec, own, model->files[own.file]);
+  if (!net) return tl::unexpected(net.error());
   auto place = place_of(manifest, worker);
   LoadedNet loaded;
-  loaded.net = std::make_unique<DeviceNet>(std::move(*device), std::move(*net));
+  loaded.net = std::move(*net);
   loaded.rows = place.rows;
   loaded.classes = std::move(place.outputs);
   loaded.class_count = place.classes;
@@ -97,6 +117,15 @@ Expected<Model> load_fitting_model(const Cluster& cluster) {
 
 }  // namespace
 
+namespace {
+
+// Written by the I/O thread and by whoever sends; outlives actors that still send.
+struct Frames {
+  std::atomic<std::uint64_t> in{0}, out{0};
+};
+
+}  // namespace
+
 struct Node::Parts {
   NodeOptions options;
   Host host;
@@ -107,6 +136,7 @@ struct Node::Parts {
   caf::actor supervisor, decoder, relay, subnet, head;  // decoder: a combiner, where there are blocks
   std::vector<caf::actor> all;
   std::map<std::string, int> places;  // of the workers
+  std::shared_ptr<Frames> frames = std::make_shared<Frames>();
 
   ~Parts() {
     for (const auto& actor : all) caf::anon_send_exit(actor, caf::exit_reason::user_shutdown);
@@ -133,6 +163,7 @@ struct Node::Parts {
     const bool from_host = options.cluster.find(delivery.from.name) != nullptr;
     const bool from_gateway = delivery.from.name == options.cluster.gateway().name;
     const bool gives_work = from_gateway || of_own_block(delivery.from.name);
+    frames->in += from_host && delivery.from.name != options.name ? 1 : 0;
     struct Target {
       const Parts& parts;
       bool from_host, from_gateway, gives_work;
@@ -165,22 +196,31 @@ struct Node::Parts {
 
 namespace {
 
+// Clients are sent nothing but replies.
+bool is_for_host(const DataMessage& message) {
+  return !std::holds_alternative<InferReply>(message) && !std::holds_alternative<TextReply>(message);
+}
+
 // A port for actors that are spawned before the transport is open. What is for this very node never leaves it.
 class LatePort final : public FramePort {
  public:
-  LatePort(std::string self, Transport::OnDelivery deliver) : self_(std::move(self)), deliver_(std::move(deliver)) {}
+  LatePort(std::string self, Transport::OnDelivery deliver, std::shared_ptr<Frames> frames)
+      : self_(std::move(self)), deliver_(std::move(deliver)), frames_(std::move(frames)) {}
   void open(std::shared_ptr<FramePort> port) {
     port_ = std::move(port);
     open_.store(true, std::memory_order_release);
   }
   void send(const Peer& to, DataMessage message) override {
     if (!open_.load(std::memory_order_acquire)) return;
-    to.name == self_ ? deliver_({Peer{self_}, std::move(message)}) : port_->send(to, std::move(message));
+    if (to.name == self_) return deliver_({Peer{self_}, std::move(message)});
+    frames_->out += is_for_host(message) ? 1 : 0;
+    port_->send(to, std::move(message));
   }
 
  private:
   std::string self_;
   Transport::OnDelivery deliver_;
+  std::shared_ptr<Frames> frames_;
   std::atomic<bool> open_{false};
   std::shared_ptr<FramePort> port_;
 };
@@ -242,7 +282,7 @@ Expected<std::unique_ptr<Node>> Node::start(NodeOptions options) {
   parts->system = std::make_unique<caf::actor_system>(*parts->config);
   auto& system = *parts->system;
   const Transport::OnDelivery deliver = [raw = parts.get()](Delivery d) { raw->deliver(std::move(d)); };
-  const auto port = std::make_shared<LatePort>(parts->options.name, deliver);
+  const auto port = std::make_shared<LatePort>(parts->options.name, deliver, parts->frames);
   const auto in_all = static_cast<std::uint32_t>(workers.size());
   for (std::uint32_t i = 0; i < in_all; ++i) parts->places.emplace(workers[i], static_cast<int>(i));
   if (cluster.code.blocks > 0)
@@ -279,6 +319,7 @@ Expected<std::unique_ptr<Node>> Node::start(NodeOptions options) {
       caf::anon_send(membership, SetFaults{spec, 0, 0});
       return {};
     };
+    supervise.traffic = [frames = parts->frames] { return Traffic{frames->in, frames->out}; };
     parts->supervisor = spawn_supervisor(system, std::move(supervise), port, parts->decoder, parts->relay);
     attach_supervisor(membership, parts->supervisor);
     parts->all = {membership, parts->relay, parts->decoder, parts->supervisor};

@@ -1,6 +1,7 @@
 #include "runtime/offline.hpp"
 
 #include <algorithm>
+#include <chrono>
 
 #include "gpu/device.hpp"
 #include "gpu/onnx.hpp"
@@ -88,6 +89,30 @@ Expected<OfflineResponses> run_offline(const Model& model, const gpu::Dataset& d
     column += static_cast<std::size_t>(place.rows.floats);
   }
   if (progress) progress(total, total);
+  return out;
+}
+
+Expected<TimedScores> time_net(const Model& model, std::size_t worker, const gpu::Dataset& data, std::int64_t items) {
+  const auto& file = model.manifest.workers[worker].file;
+  auto network = gpu::parse_onnx(model.files.at(file), file);
+  if (!network) return bad_input(network.error().what);
+  auto running = compile(*network);
+  if (!running) return tl::unexpected(running.error());
+  if (auto ok = fits(*running->net, data, file); !ok) return tl::unexpected(ok.error());
+  TimedScores out;
+  std::vector<float> item(static_cast<std::size_t>(gpu::elements(data.item)));
+  std::vector<float> scores(static_cast<std::size_t>(running->net->output_elements()));
+  for (std::int64_t i = 0; i < std::min(items, data.count()); ++i) {
+    gpu::item(data, i, model.manifest.normalisation, item);
+    auto begun = std::chrono::steady_clock::now();
+    for (int run = 0; run < 2; ++run) {
+      begun = std::chrono::steady_clock::now();
+      if (auto ran = running->net->run(item, scores); !ran) return failed(ran.error().what);
+    }
+    out.service_us.push_back(static_cast<std::uint32_t>(
+        std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - begun).count()));
+    out.scores.insert(out.scores.end(), scores.begin(), scores.end());
+  }
   return out;
 }
 

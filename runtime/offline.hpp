@@ -23,6 +23,15 @@ struct OfflineResponses {
 
 Expected<OfflineResponses> run_offline(const Model& model, const gpu::Dataset& data, const OfflineProgress& progress);
 
+// What one worker's net scores and how long each item takes it, alone on one thread.
+struct TimedScores {
+  std::vector<float> scores;              // [items, outputs]
+  std::vector<std::uint32_t> service_us;  // [items]
+};
+
+// Of the first `items` of the data, or all there are; each is run twice and the second run timed.
+Expected<TimedScores> time_net(const Model& model, std::size_t worker, const gpu::Dataset& data, std::int64_t items);
+
 // The scores of one plain net: [items, classes].
 Expected<std::vector<float>> run_net(const gpu::Network& net, const gpu::Dataset& data,
                                      const gpu::Normalisation& normalisation, const OfflineProgress& progress);

@@ -50,6 +50,16 @@ TEST(Roster, WaitsToSettleAfterTheLastJoinWhenSomebodyIsMissing) {
   EXPECT_EQ(broadcast->members, (std::vector<std::string>{"a", "c"}));
 }
 
+TEST(Roster, TellsWhyAWorkerCannotUseItsWeights) {
+  Three roster;
+  roster.all_join(0ms);
+  roster.on_time(at(0ms));
+  roster.on_refused("b", "its recording is broken");
+  roster.on_refused("nobody", "");
+  EXPECT_EQ(roster.workers()[1].reason, "cannot use its weights: its recording is broken");
+  EXPECT_EQ(roster.state(1), WorkerState::loading);
+}
+
 TEST(Roster, OffersANewTreeToWhoeverHasNotTakenUpTheWeightsInTime) {
   Three roster;
   roster.all_join(0ms);

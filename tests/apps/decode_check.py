@@ -35,16 +35,28 @@ def decode(decoder, responses):
     return np.where(count > 0, named / np.maximum(count, 1), lowest - 1 - abs(lowest))
 
 
-def agrees(decoder, line):
-    scores = decode(decoder, {a["worker"]: np.array(a["values"]) for a in line["arrivals"]})
-    rounding = 1e-6 * max(1.0, np.abs(scores).max())  # of float32: such near ties may fall either way
+def decode_blocks(blocks, responses, workers):
+    """Every block by itself: a class's score is its log-odds against the block's last, "none of these"."""
+    scores = np.full(1 + max(c for block in blocks for c in block["classes"]), -np.inf)
+    for number, block in enumerate(blocks):
+        own = {w - number * workers: values for w, values in responses.items() if w // workers == number}
+        if own:
+            of_block = decode(block, own)
+            scores[block["classes"]] = of_block[:-1] - of_block[-1]
+    return scores
+
+
+def agrees(manifest, line):
+    decoder, responses = manifest["decoder"], {a["worker"]: np.array(a["values"]) for a in line["arrivals"]}
+    scores = decode_blocks(decoder["blocks"], responses, manifest["code"]["workers"]) if decoder["type"] == "blocks" else decode(decoder, responses)
+    rounding = 1e-6 * max(1.0, np.abs(scores[np.isfinite(scores)]).max())  # of float32: such near ties may fall either way
     return scores[line["answer"]] >= scores.max() - rounding
 
 
 def main():
     directory, record = map(pathlib.Path, sys.argv[1:])
-    decoder = json.loads((directory / "manifest.json").read_text())["decoder"]
-    agreed = [agrees(decoder, json.loads(line)) for line in record.read_text().splitlines()]
+    manifest = json.loads((directory / "manifest.json").read_text())
+    agreed = [agrees(manifest, json.loads(line)) for line in record.read_text().splitlines()]
     print(f"{sum(agreed)}/{len(agreed)}")
     sys.exit(0 if all(agreed) else 1)
 

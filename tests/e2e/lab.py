@@ -73,28 +73,33 @@ def alive(pid):
 
 
 class Cluster:
-    """With the shipped nets of `scheme`. deadline_ms is long, so that a noisy machine degrades nothing by itself."""
+    """With the shipped nets of `scheme`, or a model's directory. deadline_ms is long, so that a noisy machine degrades
+    nothing by itself. heads: of a model with blocks, workers or gateway. devices: one a worker."""
 
-    def __init__(self, scheme="parity", deadline_ms=2000, launcher=None, extra="", keys=True):
+    def __init__(self, scheme="parity", deadline_ms=2000, launcher=None, extra="", keys=True, model=None, heads="workers", devices=()):
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="coppice-e2e-"))
         self.file = self.dir / "cluster.toml"
-        manifest = json.loads((NETS / f"{scheme}.json").read_text())
-        self.n, self.k = manifest["code"]["workers"], manifest["code"]["needed"]
-        model = self.dir / "model"
-        model.mkdir()
-        (model / "manifest.json").write_text((NETS / f"{scheme}.json").read_text())
+        source = model / "manifest.json" if model else NETS / f"{scheme}.json"
+        manifest = json.loads(source.read_text())
+        code = manifest["code"]
+        self.n, self.k = len(manifest["workers"]), code["needed"]
+        own = self.dir / "model"
+        own.mkdir()
+        shutil.copy(source, own / "manifest.json")
         for worker in manifest["workers"]:
-            shutil.copy(NETS / worker["file"], model)
+            shutil.copy(source.parent / worker["file"], own)
         base = self.port = free_ports(self.n + 2)
         lines = ['name = "e2e"', 'keys = "keys"', 'model = "model"', "allow_faults = true", extra]
         if launcher:
             lines.append(f'launcher = "{launcher}"')
-        lines += ["[code]", f'scheme = "{manifest["code"]["scheme"]}"', f"workers = {self.n}", f"needed = {self.k}",
+        lines += ["[code]", f'scheme = "{code["scheme"]}"', f'workers = {code["workers"]}', f"needed = {self.k}",
                   f"deadline_ms = {deadline_ms}"]
+        lines += [f'blocks = {code["blocks"]}', f'heads = "{heads}"'] if "blocks" in code else []
         hosts = [("gateway", base)] + [(f"w{i}", base + 2 + i) for i in range(self.n)]
         for name, port in hosts:
             lines += ["[[host]]", f'name = "{name}"', 'address = "127.0.0.1"', f"port = {port}"]
             lines += ['roles = ["gateway"]'] if name == "gateway" else []
+            lines += [f'device = "{devices[int(name[1:])]}"'] if devices and name != "gateway" else []
         self.file.write_text("\n".join(lines) + "\n")
         self.launched = None
         self.pids = {}

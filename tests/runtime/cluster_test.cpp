@@ -57,7 +57,7 @@ TEST(Cluster, ReadsEveryKey) {
   EXPECT_EQ(cluster->gateway(), (Host{"h0", "10.77.0.1", 7100, "cuda:1", true}));
   ASSERT_EQ(cluster->workers().size(), 2U);
   EXPECT_EQ(cluster->workers()[0], (Host{"h1", "::1", 7000, "cpu", false}));
-  EXPECT_EQ(cluster->workers()[1].device, "replay:h2.json");
+  EXPECT_EQ(cluster->workers()[1].device, "replay:/srv/lab/h2.json");
   EXPECT_EQ(cluster->find("h2"), &cluster->hosts[2]);
   EXPECT_EQ(cluster->find("h3"), nullptr);
 }
@@ -240,7 +240,7 @@ Cluster any_cluster() {
   for (int i = 0; i <= in_all; ++i) {
     cluster.hosts.push_back({"h" + std::to_string(i), "10.0.0." + std::to_string(i),
                              static_cast<std::uint16_t>(*rc::gen::inRange(1, 65'535)),
-                             *rc::gen::element<std::string>("cpu", "cuda:0", "cuda:255", "cuda:1:fp16", "replay:a b.json"), false});
+                             *rc::gen::element<std::string>("cpu", "cuda:0", "cuda:255", "cuda:1:fp16", "replay:/a b.json"), false});
   }
   cluster.hosts[static_cast<std::size_t>(*rc::gen::inRange(0, in_all + 1))].gateway = true;
   return cluster;
