@@ -21,10 +21,10 @@
 // there, and every other worker's next read is then taken for a fatal error (measured: one SIGKILL among seven workers
 // closed all seven connections within 0.2 s). This stands before libssl's own function, asks it, and empties the queue.
 //
-// And (CAF issue 1060) whoever dials has something to write, so CAF polls for a socket that can be written to, which it always can, and asks
-// for the handshake's next step again and again until the other side has answered: a core a worker, and where 44 share a
-// machine with their gateway it gets so little of it that the handshakes never end (measured). So the dialling side waits
-// here for the answer, a little at a time. The gateway does not: its one thread serves everybody.
+// And (CAF issue 1060) whoever dials has something to write, so CAF polls for a socket that can be written to, which it
+// always can, and asks for the handshake's next step again and again until the other side has answered: a core a worker,
+// and a gateway that shares its machine with 44 of them gets so little of it that the handshakes never end (measured). So
+// the dialling side waits here for the answer, a little at a time. The gateway does not: its one thread serves everybody.
 constexpr int kHandshakeWaitMs = 5;
 extern "C" int SSL_get_error(const SSL* ssl, int result) {
   using Function = int (*)(const SSL*, int);

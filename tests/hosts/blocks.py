@@ -162,6 +162,7 @@ class Served:
         while bench.poll() is None and self.ask("status")["requests"]["completed"] < done + requests // 10:
             time.sleep(0.05)
         strike()
+        before = self.ask("status")["requests"]["completed"] - done  # those that the strike cannot have touched, and some
         out, errors = bench.communicate()
         if bench.returncode != 0:
             raise LabError("coppice bench: " + errors.strip().splitlines()[-1])
@@ -169,7 +170,9 @@ class Served:
         outside = subprocess.run(["/usr/bin/python3", ROOT / "tests/apps/decode_check.py", self.model_directory(), record],
                                  capture_output=True, text=True)
         kept = {key: result[key] for key in ("requests", "answered", "degraded", "wrong", "lost", "changed", "accuracy", "p50_ms", "max_ms")}
-        return kept | {"agreed_outside": outside.stdout.strip(), "struck_before": requests // 10,
+        if before >= requests:
+            raise LabError(f"all {requests} requests were answered before the strike: give more with --faulty")
+        return kept | {"agreed_outside": outside.stdout.strip(), "answered_before": before,
                        "good": outside.returncode == 0 and result["answered"] == requests and not result["degraded"] + result["wrong"]}
 
     def model_directory(self) -> str:
@@ -214,7 +217,7 @@ def table(result: dict[str, Any]) -> str:
                      + " ".join(f"{spread(row[key]):>24}" for key in ("p50_ms", "p99_ms", "cpu_ms")))
     for what, row in result["faults"].items():
         lines.append(f"{what:14} {', '.join(row['missing'])}: {row['answered']} of {row['requests']} answered, {row['degraded']} degraded, "
-                     f"{row['wrong']} wrong, decoded again {row['agreed_outside']}, the longest {row['max_ms']:.0f} ms")
+                     f"{row['wrong']} wrong, {row['requests'] - row['answered_before']} and more after the strike, decoded again {row['agreed_outside']}, the longest {row['max_ms']:.0f} ms")
     return "\n".join(lines)
 
 
@@ -223,6 +226,9 @@ def run(coppice: str, options: argparse.Namespace) -> dict[str, Any]:
     if "blocks" not in code:
         raise LabError(f"{options.model}: has no blocks; make it with coppice decompose --blocks")
     shape = Shape(code["blocks"], code["workers"], code["needed"])
+    asked = max(options.requests, options.faulty)
+    if options.replay and len(json.loads((options.replay / "worker0.json").read_text())["items"]) < asked:
+        raise LabError(f"{options.replay}: fewer than {asked} items were recorded; give --record-items {asked}")
     topology = parse_topology(lab_topology(options.lab, shape, options.rate))
     settings = netlab.Settings(shaping=Shaping(burst_bytes=16_000))  # less than a fan-out, more than a frame
     rounds: dict[str, list[dict[str, float]]] = {"blocks": [], "flat": []}
@@ -254,7 +260,7 @@ def main() -> int:
     parser.add_argument("--rate", type=Fraction, default=Fraction(100), help="of every link, Mbit/s")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=300, help="in each round")
-    parser.add_argument("--faulty", type=int, default=300, help="requests of each fault")
+    parser.add_argument("--faulty", type=int, default=1_000, help="requests of each fault")
     parser.add_argument("--deadline-ms", type=int, default=5_000, help="so long that a busy machine degrades nothing by itself")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lab", default="blocks")
