@@ -2,6 +2,7 @@
 """Who has no key gets nothing and harms nobody; who has one cannot break a node with what it sends."""
 import json
 import os
+import re
 import pathlib
 import random
 import socket
@@ -14,7 +15,8 @@ import zmq
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import lab  # noqa: E402
 
-VERSION = 2  # of the vocabulary (actors/messages.hpp)
+# Of the vocabulary.
+VERSION = int(re.search(r"kVersion = (\d+);", (lab.ROOT / "actors/messages.hpp").read_text())[1])
 STATUS_REQUEST = msgpack.packb([VERSION, 7, 42])  # version, type, tag
 
 
