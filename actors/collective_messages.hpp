@@ -19,6 +19,7 @@ class RelayProgress {
     std::int64_t known = 0;  // chunks of which the result is in place
     int waits_for = -1;      // rank
     std::vector<CollectiveRelayState::Traffic> traffic;
+    std::vector<Instant> busy_since;  // of each entry: since when there has always been something on its way
   };
   void update(const CollectiveRelayState& relay, Instant now) {
     const std::lock_guard lock(mutex_);
@@ -27,6 +28,13 @@ class RelayProgress {
     now_.known = relay.known();
     now_.waits_for = relay.waits_for().value_or(-1);
     relay.look_at_traffic(now_.traffic);
+    now_.busy_since.resize(now_.traffic.size(), now);
+    emptied_.resize(now_.traffic.size(), 0);
+    for (std::size_t i = 0; i < emptied_.size(); ++i) {
+      const auto& edge = now_.traffic[i];
+      if (edge.sent_bytes == edge.arrived_bytes || edge.emptied != emptied_[i]) now_.busy_since[i] = now;
+      emptied_[i] = edge.emptied;
+    }
   }
   Look look() const {
     const std::lock_guard lock(mutex_);
@@ -36,6 +44,7 @@ class RelayProgress {
  private:
   mutable std::mutex mutex_;
   Look now_;
+  std::vector<std::int64_t> emptied_;  // at the last update
   int updates_ = 0;
 };
 

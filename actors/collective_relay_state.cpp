@@ -186,6 +186,7 @@ CollectiveRelayState::Step CollectiveRelayState::on_ack(int from, Way way, std::
   const auto take = [&](Neighbour& to) {
     if (to.edge.to != from || arrived > to.sent || consumed > arrived) return;
     ++to.acknowledgements;
+    if (arrived > to.arrived && arrived == to.sent) ++to.emptied;
     to.arrived = std::max(to.arrived, arrived);
     if (consumed <= to.acknowledged) return;
     to.acknowledged = consumed;
@@ -221,6 +222,7 @@ void CollectiveRelayState::look_at_traffic(std::vector<Traffic>& into) const {
     at.sent_bytes = to.sent * tree_.chunk_bytes;
     at.arrived_bytes = to.arrived * tree_.chunk_bytes;
     at.acknowledgements = to.acknowledgements;
+    at.emptied = to.emptied;
   };
   const auto receives = [&](const Source& from, std::int64_t received, bool awaited) {
     auto& at = entry(from.back);

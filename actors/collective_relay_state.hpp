@@ -77,6 +77,7 @@ class CollectiveRelayState {
     std::int64_t sent = 0, acknowledged = 0;  // chunks
     std::int64_t sent_bytes = 0, arrived_bytes = 0;
     std::int64_t acknowledgements = 0;  // that came, those that said nothing new among them
+    std::int64_t emptied = 0;           // how often all that was sent had arrived
     bool awaited = false;               // a chunk or an acknowledgement is still to come from its other end
     std::int64_t received_bytes = 0;
   };
@@ -97,7 +98,7 @@ class CollectiveRelayState {
   struct Neighbour {  // that this rank sends to
     collectives::RankEdge edge;
     std::int64_t window = 0;
-    std::int64_t sent = 0, acknowledged = 0, arrived = 0, acknowledgements = 0;
+    std::int64_t sent = 0, acknowledged = 0, arrived = 0, acknowledgements = 0, emptied = 0;
   };
   struct Source {  // that it receives from
     collectives::RankEdge back;  // the edge that acknowledgements take

@@ -180,9 +180,13 @@ std::map<LinkKey, LinkSample> samples_of(const State& state, const Call& call) {
   for (std::size_t tree = 0; tree < call.progress.size(); ++tree) {
     if (!call.progress[tree]) continue;
     const auto& program = call.program->trees[tree];
-    for (const auto& traffic : call.progress[tree]->look().traffic) {
+    const auto look = call.progress[tree]->look();
+    for (std::size_t i = 0; i < look.traffic.size(); ++i) {
+      const auto& traffic = look.traffic[i];
       if (!has_been_here(state, traffic.edge.to)) continue;  // calls wait for it
       auto& sample = links[key_of(traffic.edge)];
+      // Of the trees that use the link, the one that has kept it busy longest.
+      if (traffic.sends && (sample.sent_bytes == 0 || look.busy_since[i] < sample.busy_since)) sample.busy_since = look.busy_since[i];
       sample.link = traffic.edge;
       sample.sent_bytes += traffic.sent_bytes;
       sample.arrived_bytes += traffic.arrived_bytes;

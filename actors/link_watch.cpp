@@ -60,7 +60,7 @@ LinkVerdicts LinkWatch::look(Instant now, std::span<const LinkSample> samples) {
       seen.acknowledgements.reset();
     }
     // Rates are judged over a time in which the link is always busy, and shared by the same calls.
-    if (!seen.busy || !sends || sample.planned_bytes_per_s != seen.planned) {
+    if (!seen.busy || !sends || sample.planned_bytes_per_s != seen.planned || sample.busy_since > seen.since) {
       seen.since = now;
       seen.at_since = sample.arrived_bytes;
       seen.planned = sample.planned_bytes_per_s;

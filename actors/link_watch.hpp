@@ -1,10 +1,11 @@
 // actors/link_watch.hpp: which of a rank's links carry less than they were planned to. Pure.
 //
-// Only a link that has something on its way at every look is judged: how fast it is then is how fast it can be. One that
-// waits for data from elsewhere is empty now and then, and is not blamed. Nor is one whose other end has not made the call
-// yet: before a link is taken for dead it is asked, and has answered nothing either. Links by which data is awaited are
-// asked too: whoever should send it may be gone, with nothing on its way to it that would tell. Where the other end says
-// nothing by any other way either, that is not the link's fault, and the rank is asked instead (liveness.hpp).
+// Only a link that has something on its way all the time is judged: how fast it is then is how fast it can be. One that
+// waits for data from elsewhere is empty now and then, perhaps between two looks, and is not blamed. Nor is one whose other
+// end has not made the call yet: before a link is taken for dead it is asked, and has answered nothing either. Links by
+// which data is awaited are asked too: whoever should send it may be gone, with nothing on its way to it that would tell.
+// Where the other end says nothing by any other way either, that is not the link's fault, and the rank is asked instead
+// (liveness.hpp).
 //
 // A connection that broke and was made again has lost what was on its way, and answers. Frames keep their order: when the
 // answer has come, and the other end has acknowledged the same as before since, that is what has happened.
@@ -43,6 +44,7 @@ struct LinkSample {
   bool awaited = false;               // something should come from its other end
   std::int64_t received_bytes = 0;
   std::int64_t planned_back_bytes_per_s = 0;  // of what comes; 0: not known
+  Instant busy_since{};                       // something has been on its way since, without a pause
   bool peer_silent = false;                   // its other end has said nothing of late, by whatever way
 };
 

@@ -12,12 +12,14 @@ class Watched {
  public:
   LinkVerdicts look(std::int64_t sent, std::int64_t arrived) {
     now_ += 100ms;
-    const LinkSample sample{{0, 1, "10.0.0.1", "10.0.0.2", switched}, sent, arrived, planned, 10'000, answered_, acknowledgements, awaited, received, 0, peer_silent};
+    const LinkSample sample{{0, 1, "10.0.0.1", "10.0.0.2", switched}, sent, arrived, planned, 10'000, answered_, acknowledgements, awaited, received, 0, busy_since, peer_silent};
     return watch_.look(now_, std::span(&sample, 1));
   }
   void answer() { answered_ = now_; }
   bool switched = false, awaited = false, peer_silent = false;
   std::int64_t planned = 1'000'000, acknowledgements = 0, received = 0;
+  Instant busy_since{};
+  Instant now() const { return now_; }
 
  private:
   LinkWatch watch_;
@@ -66,6 +68,14 @@ TEST(LinkWatch, OneThatWaitsForDataIsNotBlamed) {
   for (int i = 1; i < 100; ++i) {
     const bool idle = i % 5 == 0;  // now and then everything has arrived
     EXPECT_TRUE(link.look(i * 10'000, i * 10'000 - (idle ? 0 : 5'000)).findings.empty()) << i;
+  }
+}
+
+TEST(LinkWatch, OneThatIsEmptyBetweenLooksIsNotBlamed) {
+  Watched link;  // something is on its way at every look, but never for long
+  for (int i = 1; i < 100; ++i) {
+    link.busy_since = link.now() + 90ms;
+    EXPECT_TRUE(link.look(i * 10'000 + 60'000, i * 10'000).findings.empty()) << i;
   }
 }
 

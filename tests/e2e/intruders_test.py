@@ -2,9 +2,9 @@
 """Who has no key gets nothing and harms nobody; who has one cannot break a node with what it sends."""
 import json
 import os
-import re
 import pathlib
 import random
+import re
 import socket
 import sys
 import time
