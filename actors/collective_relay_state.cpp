@@ -16,8 +16,16 @@ bool same_link(const RankEdge& a, const RankEdge& b) {
 
 std::int64_t window_of(const collectives::Program& program, const RankEdge& edge) {
   const auto that = [&](const RankEdge& other) { return same_link(edge, other); };
-  std::int64_t sharing = 0;
-  for (const auto& tree : program.trees) sharing += std::ranges::count_if(tree.up, that) + std::ranges::count_if(tree.down, that);
+  // A tree counts as what it carries is to what the largest one does: those of a few bytes hardly share the link.
+  std::int64_t together = 0, largest = 1;
+  for (const auto& tree : program.trees) {
+    std::int64_t bytes = 0;
+    for (const auto& stretch : tree.share) bytes += stretch.bytes;
+    const auto times = std::ranges::count_if(tree.up, that) + std::ranges::count_if(tree.down, that);
+    together += times * bytes;
+    if (times > 0) largest = std::max(largest, bytes);
+  }
+  const std::int64_t sharing = (together + largest / 2) / largest;
   return std::clamp(kWindowsTogether / std::max<std::int64_t>(sharing, 1), kWindowMin, kWindowMax);
 }
 

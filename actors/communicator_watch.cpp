@@ -185,8 +185,8 @@ std::map<LinkKey, LinkSample> samples_of(const State& state, const Call& call) {
       const auto& traffic = look.traffic[i];
       if (!has_been_here(state, traffic.edge.to)) continue;  // calls wait for it
       auto& sample = links[key_of(traffic.edge)];
-      // Of the trees that use the link, the one that has kept it busy longest.
-      if (traffic.sends && (sample.sent_bytes == 0 || look.busy_since[i] < sample.busy_since)) sample.busy_since = look.busy_since[i];
+      // Only with all that it was planned for does a link show what it can carry: of its trees, the one that waited last.
+      if (traffic.sends && program.bytes_per_s > 0) sample.busy_since = std::max(sample.busy_since, look.busy_since[i]);
       sample.link = traffic.edge;
       sample.sent_bytes += traffic.sent_bytes;
       sample.arrived_bytes += traffic.arrived_bytes;

@@ -1,6 +1,7 @@
 #include "actors/link_watch.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace coppice::actors {
 namespace {
@@ -28,19 +29,19 @@ bool LinkWatch::was_lost(Seen& seen, const LinkSample& sample, Instant now) cons
   return sample.acknowledgements >= *seen.acknowledgements + kRepeated && now - seen.moved >= silence_max(sample);
 }
 
-std::optional<std::int64_t> LinkWatch::too_slow(Seen& seen, const LinkSample& sample, Instant now) const {
+std::optional<std::int64_t> LinkWatch::too_slow(Seen& seen, const LinkSample& sample) const {
   const auto planned = static_cast<double>(sample.planned_bytes_per_s);
   const auto judged_over = sample.link.switched ? options_.judged_over_switched : options_.judged_over;
   const double over = std::max(seconds(judged_over),
                                planned > 0 ? options_.chunks_min * static_cast<double>(sample.chunk_bytes) / planned : 0.0);
-  const double busy = seconds(now - seen.since);
-  if (planned <= 0 || busy < over) return std::nullopt;
-  const double rate = static_cast<double>(sample.arrived_bytes - seen.at_since) / busy;
-  seen.since = now;
-  seen.at_since = sample.arrived_bytes;
+  if (planned <= 0 || !seen.since || seconds(seen.arrived_last - *seen.since) < over) return std::nullopt;
+  const double rate = static_cast<double>(seen.arrived - seen.at_since) / seconds(seen.arrived_last - *seen.since);
+  seen.since = seen.arrived_last;
+  seen.at_since = seen.arrived;
   const double least = (sample.link.switched ? options_.slow_below_switched : options_.slow_below) * planned;
-  if (rate >= least || rate <= 0) return std::nullopt;
-  return std::max<std::int64_t>(static_cast<std::int64_t>(rate), 1);
+  const auto before = std::exchange(seen.slow, rate < least ? std::optional(rate) : std::nullopt);
+  if (rate >= least || !before) return std::nullopt;
+  return std::max<std::int64_t>(static_cast<std::int64_t>(std::max(rate, *before)), 1);
 }
 
 LinkVerdicts LinkWatch::look(Instant now, std::span<const LinkSample> samples) {
@@ -52,7 +53,8 @@ LinkVerdicts LinkWatch::look(Instant now, std::span<const LinkSample> samples) {
       seen.busy = false;
       continue;
     }
-    const bool moves = sample.arrived_bytes != seen.arrived || sample.received_bytes != seen.received;
+    const bool arrives = sample.arrived_bytes != seen.arrived;
+    const bool moves = arrives || sample.received_bytes != seen.received;
     seen.arrived = sample.arrived_bytes;
     seen.received = sample.received_bytes;
     if (!seen.busy || moves) {
@@ -60,10 +62,17 @@ LinkVerdicts LinkWatch::look(Instant now, std::span<const LinkSample> samples) {
       seen.acknowledgements.reset();
     }
     // Rates are judged over a time in which the link is always busy, and shared by the same calls.
-    if (!seen.busy || !sends || sample.planned_bytes_per_s != seen.planned || sample.busy_since > seen.since) {
-      seen.since = now;
-      seen.at_since = sample.arrived_bytes;
+    if (!seen.busy || !sends || sample.planned_bytes_per_s != seen.planned || sample.busy_since > seen.busy_from) {
+      seen.busy_from = now;
       seen.planned = sample.planned_bytes_per_s;
+      seen.since.reset();
+      seen.slow.reset();
+    } else if (arrives) {
+      seen.arrived_last = now;
+      if (!seen.since) {
+        seen.since = now;
+        seen.at_since = sample.arrived_bytes;
+      }
     }
     seen.busy = true;
     if (sample.peer_silent) seen.peer_silent = now;
@@ -77,7 +86,7 @@ LinkVerdicts LinkWatch::look(Instant now, std::span<const LinkSample> samples) {
     } else {
       if (silent >= silence_most / 4) out.ask.push_back(sample.link);
       if (!sends || seen.told_slow) continue;
-      if (const auto rate = too_slow(seen, sample, now)) found = LinkFinding{sample.link, LinkFault::slow, *rate};
+      if (const auto rate = too_slow(seen, sample)) found = LinkFinding{sample.link, LinkFault::slow, *rate};
     }
     if (!found) continue;
     (found->fault == LinkFault::slow ? seen.told_slow : seen.told) = true;

@@ -7,6 +7,9 @@
 // Where the other end says nothing by any other way either, that is not the link's fault, and the rank is asked instead
 // (liveness.hpp).
 //
+// A rate counts from the first arrival: before it comes what an earlier attempt has left in the link's queues. And it must
+// be too low in two stretches, one after the other: TCP may need the first to find its pace.
+//
 // A connection that broke and was made again has lost what was on its way, and answers. Frames keep their order: when the
 // answer has come, and the other end has acknowledged the same as before since, that is what has happened.
 #pragma once
@@ -25,12 +28,12 @@ namespace coppice::actors {
 struct LinkWatchOptions {
   Duration dead_after = std::chrono::milliseconds{1'500};
   Duration after_peer = std::chrono::milliseconds{300};  // since its other end was last silent altogether
-  Duration judged_over = std::chrono::milliseconds{1'000};
+  Duration judged_over = std::chrono::milliseconds{1'000};  // twice
   double slow_below = 0.7;  // of what was planned
   int chunks_min = 8;       // that a verdict of slowness rests on
   // Behind switches packets meet others', are lost, and TCP backs off for a while: that is no failing link.
   Duration dead_after_switched = std::chrono::seconds{6};
-  Duration judged_over_switched = std::chrono::seconds{4};
+  Duration judged_over_switched = std::chrono::seconds{3};
   double slow_below_switched = 0.3;
 };
 
@@ -71,14 +74,19 @@ class LinkWatch {
  private:
   struct Seen {
     bool busy = false, told = false, told_slow = false;
-    Instant since, moved, peer_silent;
-    std::int64_t at_since = 0, arrived = 0, received = 0, planned = 0;
+    Instant moved, peer_silent;
+    std::int64_t arrived = 0, received = 0, planned = 0;
     std::optional<std::int64_t> acknowledgements;  // when the link had answered since it moved last
+    // Rates: of a time that the link has been busy all through, from an arrival to an arrival.
+    Instant busy_from, arrived_last;
+    std::optional<Instant> since;  // none: nothing of this busy time has arrived yet
+    std::int64_t at_since = 0;
+    std::optional<double> slow;  // bytes a second in the stretch before this one, where that was too little
   };
   using Key = std::tuple<int, std::string, std::string>;
   Duration silence_max(const LinkSample& sample) const;
   bool was_lost(Seen& seen, const LinkSample& sample, Instant now) const;
-  std::optional<std::int64_t> too_slow(Seen& seen, const LinkSample& sample, Instant now) const;
+  std::optional<std::int64_t> too_slow(Seen& seen, const LinkSample& sample) const;
 
   LinkWatchOptions options_;
   std::map<Key, Seen> seen_;

@@ -295,16 +295,25 @@ Expected<Program> resume(const Program& program, const std::vector<RankProgress>
     cut(tree, first, all, work[part_of(program.operation, tree)]);
   }
 
+  // A pipeline's best number of chunks goes by the root of its bytes. What is passed on is only a few chunks as they were.
+  const auto share = [&](const Stretches& stretches) {
+    std::int64_t bytes = 0;
+    for (const Stretch& stretch : stretches) bytes += stretch.bytes;
+    return static_cast<double>(bytes) / static_cast<double>(std::max<std::int64_t>(program.bytes, 1));
+  };
+  const auto times = [&](double part) { return std::max<std::int64_t>(std::llround(part * static_cast<double>(chunks)), 1); };
   Program rest{program.operation, program.element, program.reduction, program.ranks, program.root, program.bytes, program.members, {}};
   if (!work.empty()) {
     const auto planned = plan(program.operation, root);
     if (!planned) return tl::unexpected(planned.error());
-    add_trees(rest, *planned, nodes, topology, work, chunks, false);
+    double left = 0;
+    for (const auto& [part, stretches] : work) left += share(stretches);
+    add_trees(rest, *planned, nodes, topology, work, times(std::sqrt(left)), false);
   }
   for (const auto& [source, stretches] : passing) {
     const auto planned = plan(Operation::broadcast, source);
     if (!planned) return tl::unexpected(planned.error());
-    add_trees(rest, *planned, nodes, topology, {{kWhole, stretches}}, chunks, true);
+    add_trees(rest, *planned, nodes, topology, {{kWhole, stretches}}, times(share(stretches)), true);
   }
   return rest;
 }

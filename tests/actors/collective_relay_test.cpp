@@ -282,13 +282,15 @@ TEST(CollectiveRelay, InPlaceAndWithinItsWindow) {
 TEST(CollectiveRelay, TreesThatShareALinkShareItsWindow) {
   Program program;
   program.ranks = 3;
-  const auto tree = [&](int root, std::vector<RankEdge> up, std::vector<RankEdge> down) {
-    program.trees.push_back({root, std::move(up), std::move(down), {}, 8});
+  const auto tree = [&](int root, std::vector<RankEdge> up, std::vector<RankEdge> down, std::int64_t bytes = 4'000) {
+    program.trees.push_back({root, std::move(up), std::move(down), {{0, bytes}}, 8});
   };
   tree(0, {}, {{0, 1, "a", "b"}, {0, 2}});
   EXPECT_EQ(window_of(program, {0, 1, "a", "b"}), kWindowMax);
   for (int i = 0; i < 3; ++i) tree(0, {{0, 1, "a", "b"}}, {});
   EXPECT_EQ(window_of(program, {0, 1, "a", "b"}), 3);
+  for (int i = 0; i < 20; ++i) tree(0, {}, {{0, 1, "a", "b"}}, 8);
+  EXPECT_EQ(window_of(program, {0, 1, "a", "b"}), 3) << "trees of a few bytes are no company";
   EXPECT_EQ(window_of(program, {0, 1, "a", "c"}), kWindowMax) << "a link beside it";
   EXPECT_EQ(window_of(program, {1, 0, "b", "a"}), kWindowMax) << "the other way";
   for (int i = 0; i < 50; ++i) tree(0, {}, {{0, 1, "a", "b"}});

@@ -41,6 +41,32 @@ TEST(LinkWatch, OneThatIsAlwaysBusyAndTooSlowIsToldOnceWithItsRate) {
   EXPECT_EQ(found[0].link.to, 1);
 }
 
+TEST(LinkWatch, OneThatTakesItsTimeToFindItsPaceIsNotBlamed) {
+  Watched link;
+  std::int64_t arrived = 0;
+  for (int i = 1; i < 60; ++i) {
+    arrived += i < 12 ? 40'000 : 100'000;
+    EXPECT_TRUE(link.look(arrived + 60'000, arrived).findings.empty()) << i;
+  }
+}
+
+// What an earlier attempt has left in its queues comes first.
+TEST(LinkWatch, OneWhoseFirstArrivalIsLateIsNotBlamed) {
+  Watched link;
+  for (int i = 1; i < 12; ++i) EXPECT_TRUE(link.look(60'000, 0).findings.empty()) << i;
+  for (int i = 1; i < 40; ++i) EXPECT_TRUE(link.look(60'000 + i * 95'000, i * 95'000).findings.empty()) << i;
+}
+
+// A chunk takes longer than a stretch is meant to last, and arrives between looks.
+TEST(LinkWatch, OneThatDeliversRarelyIsToldWithItsRate) {
+  Watched link;
+  std::vector<LinkFinding> found;
+  for (int i = 1; i < 80; ++i)
+    for (const auto& finding : link.look(i / 7 * 50'000 + 200'000, i / 7 * 50'000).findings) found.push_back(finding);
+  ASSERT_EQ(found.size(), 1U);
+  EXPECT_NEAR(static_cast<double>(found[0].bytes_per_s), 50'000 / 0.7, 1'000);
+}
+
 TEST(LinkWatch, BehindSwitchesItTakesLongerAndMustBeWorse) {
   for (const std::int64_t rate : {50'000, 10'000}) {  // a half and a tenth of what was planned, a look
     Watched link;
