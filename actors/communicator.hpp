@@ -51,7 +51,14 @@ struct CallReport {
   std::vector<int> ranks = {};
 };
 
-using CallResult = tl::expected<CallReport, std::string>;
+struct CallFault {
+  CallFault() = default;
+  CallFault(std::string why, std::vector<int> ranks = {}) : what(std::move(why)), gone(std::move(ranks)) {}
+  std::string what;
+  std::vector<int> gone;  // ranks that are gone for good, where that is why: the same at every rank, ascending
+};
+
+using CallResult = tl::expected<CallReport, CallFault>;
 
 // What becomes of calls when a rank is gone for good.
 enum class OnLoss : std::uint8_t {

@@ -169,13 +169,13 @@ void on_call(Self* self, State& state, StartCall start) {
   work_in_a_copy(state, call);
   call.begun = call.moved = self->clock().now();
   tick_on(self, state);
-  if (state.broken) return refuse(self, state, id, "the communicator failed before: " + *state.broken + "; join again");
+  if (state.broken) return refuse(self, state, id, {"the communicator failed before: " + state.broken->what + "; join again", state.broken->gone});
   if (state.promised) {
     call.paused_attempt = std::int64_t{first_attempt(state.promised->view)} - 1;
     return;
   }
   if (state.plans()) return plan_and_run(self, state, id);
-  if (const auto refused = state.refusals.extract(id)) return refuse(self, state, id, refused.mapped().reason);
+  if (const auto refused = state.refusals.extract(id)) return refuse(self, state, id, {refused.mapped().reason, refused.mapped().gone});
   if (const auto paused = state.paused_early.extract(id)) call.paused_attempt = paused.mapped();
   if (auto offer = state.offers.extract(id)) return on_offer(self, state, std::move(offer.mapped()));
   if (const auto known = state.settled.find(call.start.kind); known != state.settled.end() && call.paused_attempt < 0) {
@@ -340,14 +340,14 @@ void on_pause(Self* self, State& state, const RunId& run_id) {
 
 // ---- ending ----------------------------------------------------------------------------------------------------------
 
-void refuse(Self* self, State& state, std::uint64_t id, const std::string& why) {
+void refuse(Self* self, State& state, std::uint64_t id, const CallFault& why) {
   auto& call = state.calls.at(id);
   call.fault = why;
   let_go(self, state, id, call);
   complete_if_over(self, state, id);
 }
 
-void fail_all(Self* self, State& state, const std::string& why) {
+void fail_all(Self* self, State& state, const CallFault& why) {
   if (state.broken) return;
   state.broken = why;
   state.replans.clear();
@@ -380,20 +380,20 @@ void on_lease_ended(Self* self, State& state, std::uint64_t id) {
 }
 
 void on_refusal(Self* self, State& state, const CallRefused& refused) {
-  if (refused.fatal) return fail_all(self, state, refused.reason);
+  if (refused.fatal) return fail_all(self, state, {refused.reason, refused.gone});
   const auto call = state.calls.find(refused.call);
   if (call == state.calls.end()) {
     if (refused.call >= state.next_call && state.refusals.size() < kSettledMax) state.refusals[refused.call] = refused;
     return;
   }
-  if (call->second.stage == Stage::waiting && !call->second.fault) refuse(self, state, refused.call, refused.reason);
+  if (call->second.stage == Stage::waiting && !call->second.fault) refuse(self, state, refused.call, {refused.reason, refused.gone});
 }
 
 // The connections are new ones after the failure, so that the word still gets round.
-void fail_everywhere(Self* self, State& state, std::uint64_t id, const std::string& why) {
+void fail_everywhere(Self* self, State& state, std::uint64_t id, const CallFault& why) {
   if (state.broken) return;
   fail_all(self, state, why);
-  tell(state, -1, CallRefused{id, true, why}, true);
+  tell(state, -1, CallRefused{id, true, why.what, why.gone}, true);
 }
 
 }  // namespace coppice::actors::group

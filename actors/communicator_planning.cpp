@@ -76,8 +76,10 @@ void plan_and_run(Self* self, State& state, std::uint64_t id) {
   call.settled = known != state.settled.end();
   auto program = call.settled ? known->second : asked_for(state, id);
   if (!program) {  // nothing has begun: later calls may go on
-    const std::string why = program.error().what;
-    tell(state, -1, CallRefused{id, false, why}, false);
+    CallFault why{program.error().what};
+    const int root = call.start.kind.root;
+    if (root >= 0 && !std::ranges::binary_search(state.members, root)) why.gone = {root};
+    tell(state, -1, CallRefused{id, false, why.what, why.gone}, false);
     state.refused[id] = why;
     if (state.refused.size() > kHistory) state.refused.erase(state.refused.begin());
     return refuse(self, state, id, why);
@@ -95,7 +97,7 @@ void plan_and_run(Self* self, State& state, std::uint64_t id) {
 
 void on_offer_wanted(State& state, int rank, std::uint64_t id) {
   if (const auto refused = state.refused.find(id); refused != state.refused.end())
-    return tell(state, rank, CallRefused{id, false, refused->second}, true);
+    return tell(state, rank, CallRefused{id, false, refused->second.what, refused->second.gone}, true);
   const auto offered = state.offered.find(id);
   if (offered != state.offered.end() && !state.replans.contains(id))
     tell(state, rank, ProgramOffer{{id, offered->second.attempt}, false, offered->second.program}, true);

@@ -66,7 +66,7 @@ struct Call {
   bool passes_on = false;  // the call is over here; its relays only help others
   std::vector<TroubleReport> trouble;  // that was reported and must be heard: it is said again
   std::optional<ProgramOffer> later;   // came while the call was closing: others need this rank's help
-  std::optional<std::string> fault;
+  std::optional<CallFault> fault;
 };
 
 // The rank that plans: what it offered last for a call, and who has finished it.
@@ -118,7 +118,7 @@ struct State {
   std::map<std::uint32_t, NoteFilter> seen;  // notes that were passed on, by origin
   std::map<CallKind, collectives::ChunkTuner> tuners;  // planning rank, as are those below
   std::map<std::uint64_t, Offered> offered;
-  std::map<std::uint64_t, std::string> refused;        // calls that cannot be, and why
+  std::map<std::uint64_t, CallFault> refused;          // calls that cannot be, and why
   std::map<std::uint64_t, std::set<int>> parts_early;  // done with calls that it has not made yet: kinds are settled
   std::map<std::uint64_t, Replan> replans;
   std::vector<Past> past;  // the oldest first
@@ -131,7 +131,7 @@ struct State {
   ViewBegun begun;                        // the present view, for those that did not hear of it
   std::map<std::uint64_t, int> has_all;   // broadcasts without their root, and who has all of it
   Instant view_asked{};
-  std::optional<std::string> broken;  // why no further call can be
+  std::optional<CallFault> broken;  // why no further call can be
   bool rough = false;                 // a run was paused before: every note takes every way
   bool ticking = false;
 
@@ -169,11 +169,11 @@ void on_relay_ended(Self* self, State& state, const caf::down_msg& down);
 void on_lease_ended(Self* self, State& state, std::uint64_t id);
 void on_ack_wanted(Self* self, State& state, const AckWanted& wanted);
 void stop(Self* self, State& state, std::uint64_t id, Call& call);  // its relays; REQUIRES: it runs
-void refuse(Self* self, State& state, std::uint64_t id, const std::string& why);  // that call alone
+void refuse(Self* self, State& state, std::uint64_t id, const CallFault& why);  // that call alone
 void close(Self* self, State& state, std::uint64_t id);
 void report(Self* self, State& state, TroubleReport trouble);
-void fail_all(Self* self, State& state, const std::string& why);  // the group is over: every call ends with this reason
-void fail_everywhere(Self* self, State& state, std::uint64_t id, const std::string& why);  // everyone is told the same
+void fail_all(Self* self, State& state, const CallFault& why);  // the group is over: every call ends with this reason
+void fail_everywhere(Self* self, State& state, std::uint64_t id, const CallFault& why);  // everyone is told the same
 
 // ---- communicator_planning.cpp ----
 void plan_and_run(Self* self, State& state, std::uint64_t id);  // a call of its own; the others are told

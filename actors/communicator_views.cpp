@@ -37,8 +37,10 @@ void go_on_without(Self* self, State& state, int rank) {
   if (!left) {
     std::string who;
     for (const int each : state.lost) who += (who.empty() ? "" : "; ") + state.gone(each);
-    return fail_everywhere(self, state, state.next_call, who + "; the " + std::to_string(state.members.size() - state.lost.size()) +
-                           " of " + std::to_string(state.members.size()) + " that are left may be cut off from others, and do not go on alone");
+    return fail_everywhere(self, state, state.next_call,
+                           {who + "; the " + std::to_string(state.members.size() - state.lost.size()) + " of " + std::to_string(state.members.size()) +
+                                " that are left may be cut off from others, and do not go on alone",
+                            {state.lost.begin(), state.lost.end()}});
   }
   tick_on(self, state);
   if (left->front() == state.options.rank) return propose(self, state, std::move(*left));
@@ -111,7 +113,7 @@ void begin_calls_again(Self* self, State& state, const std::vector<std::uint64_t
 
 void lose(Self* self, State& state, int rank) {
   if (state.broken || !is_among(state.members, rank)) return;
-  if (state.options.on_loss == OnLoss::fail) return fail_everywhere(self, state, state.next_call, state.gone(rank));
+  if (state.options.on_loss == OnLoss::fail) return fail_everywhere(self, state, state.next_call, {state.gone(rank), {rank}});
   if (!state.lost.insert(rank).second) return;
   state.suspects.erase(rank);
   go_on_without(self, state, rank);

@@ -221,6 +221,7 @@ struct CallRefused {
   std::uint64_t call = 0;
   bool fatal = false;
   std::string reason;
+  std::vector<int> gone = {};  // the ranks whose loss is the reason, ascending
 };
 
 // any -> rank 0: the run should take other trees. A relay ended (no link: from is -1), or a link carries so little.
@@ -430,6 +431,6 @@ struct SetFaults {
   std::uint32_t worker = 0, workers = 0;
 };
 
-inline constexpr std::uint32_t kVersion = 3;
+inline constexpr std::uint32_t kVersion = 4;
 
 }  // namespace coppice::actors

@@ -359,7 +359,10 @@ Completion Communicator::call(Operation operation, collectives::Element element,
                 rooted ? root : -1, static_cast<std::int64_t>(whole)};
   start.buffer = std::move(buffer);
   start.done = [promise](actors::CallResult result) {
-    promise->keep(result ? Expected<CallReport>(*result) : Expected<CallReport>(failed(one_line(result.error()))));
+    if (result) return promise->keep(std::move(*result));
+    auto& fault = result.error();
+    const auto code = fault.gone.empty() ? ErrorCode::failed : ErrorCode::rank_gone;
+    promise->keep(tl::unexpected(Error{code, one_line(fault.what), std::move(fault.gone)}));
   };
   constexpr std::size_t kSmall = std::size_t{64} << 10;
   if (whole > kSmall) {

@@ -56,7 +56,8 @@ class Completion {
   struct Shared;
   explicit Completion(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {}
   bool ready() const;
-  // Blocks. Errors: failed, naming the call and the rank that is missing or disagrees.
+  // Blocks. Errors: rank_gone, with the ranks that are, the same at every survivor; failed, naming the call and the rank
+  // that disagrees or is not heard.
   Expected<actors::CallReport> wait() const;
   // Called once, here if the call is complete already, otherwise on one of the library's threads: it must not block.
   void then(std::function<void(const Expected<actors::CallReport>&)> action) const;

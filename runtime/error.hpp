@@ -4,17 +4,20 @@
 #include <cstdint>
 #include <string>
 #include <tl/expected.hpp>
+#include <vector>
 
 namespace coppice::runtime {
 
 enum class ErrorCode : std::uint8_t {
   bad_input = 1,  // a file, key or flag that is wrong: exit status 2
   failed,         // the work itself went wrong: exit status 1
+  rank_gone,      // failed, because ranks of a group are gone for good: `ranks`
 };
 
 struct Error {
   ErrorCode code;
   std::string what;  // names the file, field, host or peer at fault and what to do next
+  std::vector<int> ranks = {};  // of rank_gone: which, ascending; the same at every survivor
 };
 
 template <class T>

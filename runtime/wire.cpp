@@ -208,10 +208,11 @@ struct Writer {
     pack_program(pk, m.program);
   }
   void pack_note(const CallRefused& m) {
-    pk.pack_array(3);
+    pk.pack_array(4);
     pk.pack(m.call);
     pk.pack(m.fatal);
     pk.pack(m.reason);
+    pk.pack(m.gone);
   }
   void pack_note(const TroubleReport& m) {
     pk.pack_array(5);
@@ -657,6 +658,7 @@ void read_note(std::uint8_t kind, Fields& f, GroupNote& m) {
       refused.call = f.uint<std::uint64_t>();
       refused.fatal = f.boolean();
       refused.reason = f.text();
+      refused.gone = ranks(f);
       m.note = std::move(refused);
       return;
     }

@@ -296,6 +296,20 @@ def _start_gloo(run: _Run, algorithm: Algorithm, bytes: int, repeats: int, order
                          str(port), algorithm.op, str(repeats), str(bytes)], {"GLOO_SOCKET_IFNAME": IDENTITY})
 
 
+def star_over_zeromq(lab: netlab.Lab, bytes: int, calls: int, timeout_s: float = 120) -> list[float]:
+    """Seconds of each of so many allreduces over bare ZeroMQ sockets (peers/zmq_star.cpp). Raises LabError."""
+    program, where = _compiled("zmq_star.cpp", "c++", ["-lzmq"]), f"{lab.layout.identity(lab.hosts[0])}:{_gloo_port()}"
+
+    def start(run: _Run) -> None:
+        for rank, host in enumerate(lab.hosts):
+            run.start(host, [str(program), str(rank), str(len(lab.hosts)), where, str(bytes), str(calls)], {})
+
+    lines, error = _Run(lab, timeout_s).finish(start)
+    if error:
+        raise LabError(f"ZeroMQ alone in {lab.name}: {error}")
+    return [float(line.split()[1]) for line in lines if line.startswith("seconds ")]
+
+
 def train_with_gloo(lab: netlab.Lab, widths: str, epochs: int, batch: int, images: int, data: str,
                     order: Sequence[str] | None = None, timeout_s: float = 600) -> dict[str, float]:
     """PyTorch's data-parallel training over Gloo (peers/gloo_training.py): seconds and accuracy. Raises LabError."""
@@ -317,20 +331,20 @@ def _gloo_port() -> int:
     return 20_000 + os.getpid() % 10_000  # below those that outgoing connections take
 
 
-def _compiled() -> pathlib.Path:
-    """mpi_collective, compiled once for each text of its source."""
-    if not shutil.which("mpicc") or not shutil.which("mpirun"):
-        raise BadInput("mpicc, mpirun: are not installed; bash apps/deps --peers installs them")
-    source = HERE / "mpi_collective.c"
+def _compiled(name: str = "mpi_collective.c", compiler: str = "mpicc", libraries: Sequence[str] = ()) -> pathlib.Path:
+    """A peer's program, compiled once for each text of its source."""
+    if not shutil.which(compiler):
+        raise BadInput(f"{compiler}: is not installed; bash apps/deps --peers installs it")
+    source = HERE / name
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "coppice" / "hosts"
-    program = cache / f"mpi_collective-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
+    program = cache / f"{source.stem}-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
     if not program.exists():
         cache.mkdir(parents=True, exist_ok=True)
         part = program.with_suffix(f".{os.getpid()}")
-        done = subprocess.run(["mpicc", "-O2", "-Wall", "-o", part, source], check=False, capture_output=True,
+        done = subprocess.run([compiler, "-O2", "-Wall", "-o", part, source, *libraries], check=False, capture_output=True,
                               text=True, timeout=60)
         if done.returncode:
-            raise LabError(f"{source}: mpicc: {' '.join(done.stderr.split())[:400]}")
+            raise LabError(f"{source}: {compiler}: {' '.join(done.stderr.split())[:400]}")
         part.replace(program)
     return program
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Small allreduces beside Open MPI's, in the same namespaces: small.py COPPICE [--ranks 8] [--bytes 4096] [--rounds 5]
 
-Hosts at one switch that is no limit. A round is so many calls by us and as many by Open MPI over TCP; what counts is
-the median call of each, and the ratio round by round. Keep the machine quiet: two cores have all ranks to run.
+Hosts at one switch that is no limit. A round is so many calls by us, as many by Open MPI over TCP, and as many by bare
+ZeroMQ sockets, which is the least that we can take; what counts is the median call of each, and the ratio round by round.
+Keep the machine quiet: two cores have all ranks to run.
 """
 import argparse
 import json
@@ -57,9 +58,10 @@ def main() -> int:
                 if theirs.error:
                     raise LabError(theirs.error)
                 rounds.append({"ours_us": statistics.median(ours["seconds"]) * 1e6, "openmpi_us": statistics.median(theirs.seconds) * 1e6})
+                rounds[-1]["zeromq_us"] = statistics.median(peers.star_over_zeromq(lab, options.bytes, options.calls)) * 1e6
                 rounds[-1]["ratio"] = rounds[-1]["ours_us"] / rounds[-1]["openmpi_us"]
                 if not options.json:
-                    print("round {}: {ours_us:.0f} us, Open MPI {openmpi_us:.0f} us, ratio {ratio:.2f}".format(number + 1, **rounds[-1]), flush=True)
+                    print("round {}: {ours_us:.0f} us, Open MPI {openmpi_us:.0f} us, bare ZeroMQ {zeromq_us:.0f} us, ratio {ratio:.2f}".format(number + 1, **rounds[-1]), flush=True)
     ratios = [each["ratio"] for each in rounds]
     summary = {"ranks": options.ranks, "bytes": options.bytes, "calls": options.calls, "rounds": rounds,
                "ratio": statistics.median(ratios), "range": [min(ratios), max(ratios)]}

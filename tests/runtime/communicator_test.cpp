@@ -210,6 +210,8 @@ TEST_F(CommunicatorTest, ARankThatDiesInTheMiddleIsNamedToAllOthers) {
     const auto done = calls[rank].wait();
     ASSERT_FALSE(done);
     EXPECT_NE(done.error().what.find("rank 3 (h3) is gone"), std::string::npos) << done.error().what;
+    EXPECT_EQ(done.error().code, ErrorCode::rank_gone);
+    EXPECT_EQ(done.error().ranks, std::vector<int>{3});
   }
 }
 
@@ -284,6 +286,7 @@ TEST_F(CommunicatorTest, ARankThatDiesWithSeveralCallsUnderWayIsNamedByEach) {
     for (const auto& call : calls[rank])
       if (const auto done = call.wait(); !done) {
         EXPECT_NE(done.error().what.find("rank 3 (h3) is gone"), std::string::npos) << done.error().what;
+        EXPECT_EQ(done.error().code, ErrorCode::rank_gone);
       }
   for (const auto& call : calls[3]) EXPECT_TRUE(call.ready());
 }

@@ -193,7 +193,7 @@ std::vector<Frame> samples() {
           encode(CollectiveChunk{{1, 2}, 3, 4, 5, Way::up, 6, SharedBytes::copy_of(*bytes)}),
           encode(CollectiveAck{{1, 2}, 3, 4, 5, Way::down, 6, 7}),
           note(ProgramOffer{{1, 2}, true, program}),
-          note(CallRefused{1, true, "why"}),
+          note(CallRefused{1, true, "why", {2, 5}}),
           note(TroubleReport{{1, 2}, {0, 1, "10.0.0.1", ""}, 5, "slow"}),
           note(PauseCall{{1, 2}}),
           note(PausedAt{{1, 2}, true, 3, {4, 5}}),

@@ -43,7 +43,7 @@ TEST(Collectives, ComeOutRightWhateverTheOrder) {
     ASSERT_TRUE(group.finish(30s));
     for (int rank = 0; rank < group.size(); ++rank)
       for (const auto& outcome : group.outcomes(rank)) {
-        ASSERT_TRUE(*outcome.result) << outcome.result->error();
+        ASSERT_TRUE(*outcome.result) << outcome.result->error().what;
         ASSERT_EQ(outcome.wrong, 0);
         ASSERT_EQ((*outcome.result)->attempts, 1);
       }
@@ -76,7 +76,8 @@ TEST(Collectives, ARankThatDiesAtAnyMomentIsNamedByAllAndNothingHangs) {
         if (*outcome.result) continue;
         ++failed;
         longest = std::max(longest, outcome.told - std::max(died, outcome.made));
-        ASSERT_NE(outcome.result->error().find(gone(group, dead)), std::string::npos) << "rank " << rank << ": " << outcome.result->error();
+        ASSERT_EQ(outcome.result->error().gone, std::vector<int>{dead});
+        ASSERT_NE(outcome.result->error().what.find(gone(group, dead)), std::string::npos) << "rank " << rank << ": " << outcome.result->error().what;
       }
     }
   }
@@ -101,7 +102,7 @@ TEST(Collectives, LinksThatAreCutAreGoneRound) {
     ASSERT_TRUE(group.finish(40s)) << "cut " << a << "-" << b;
     for (int rank = 0; rank < group.size(); ++rank)
       for (const auto& outcome : group.outcomes(rank)) {
-        ASSERT_TRUE(*outcome.result) << "cut " << a << "-" << b << ", rank " << rank << ": " << outcome.result->error();
+        ASSERT_TRUE(*outcome.result) << "cut " << a << "-" << b << ", rank " << rank << ": " << outcome.result->error().what;
         ASSERT_EQ(outcome.wrong, 0);
         anew += (*outcome.result)->attempts > 1 ? 1 : 0;
       }
@@ -123,7 +124,7 @@ TEST(Collectives, FramesThatAreLostWithAConnectionAreNotWaitedForForEver) {
     ASSERT_TRUE(group.finish(40s)) << "reset " << a << " to " << b;
     for (int rank = 0; rank < group.size(); ++rank)
       for (const auto& outcome : group.outcomes(rank)) {
-        ASSERT_TRUE(*outcome.result) << "rank " << rank << ": " << outcome.result->error();
+        ASSERT_TRUE(*outcome.result) << "rank " << rank << ": " << outcome.result->error().what;
         ASSERT_EQ(outcome.wrong, 0);
       }
   }
@@ -141,7 +142,7 @@ TEST(Collectives, RelaysThatEndAtAnyMomentChangeNothing) {
     ASSERT_TRUE(group.finish(40s));
     for (int rank = 0; rank < group.size(); ++rank)
       for (const auto& outcome : group.outcomes(rank)) {
-        ASSERT_TRUE(*outcome.result) << "rank " << rank << ": " << outcome.result->error();
+        ASSERT_TRUE(*outcome.result) << "rank " << rank << ": " << outcome.result->error().what;
         ASSERT_EQ(outcome.wrong, 0);
       }
   }
@@ -161,7 +162,7 @@ TEST(Collectives, APlannerThatCallsLateIsNotTakenForGone) {
     ASSERT_TRUE(group.finish(30s));
     for (int rank = 0; rank < group.size(); ++rank) {
       const auto outcome = group.outcomes(rank).back();
-      ASSERT_TRUE(*outcome.result) << "rank " << rank << ": " << outcome.result->error();
+      ASSERT_TRUE(*outcome.result) << "rank " << rank << ": " << outcome.result->error().what;
       ASSERT_EQ(outcome.wrong, 0);
     }
   }
@@ -187,7 +188,7 @@ TEST(Collectives, ARankThatIsStartedAgainDoesNotPassForTheOneThatDied) {
       ASSERT_TRUE(outcome.result) << "rank " << rank << " waits for ever";
       ASSERT_EQ(outcome.wrong, 0);
       if (!*outcome.result) {
-        ASSERT_NE(outcome.result->error().find(gone(group, again)), std::string::npos) << outcome.result->error();
+        ASSERT_NE(outcome.result->error().what.find(gone(group, again)), std::string::npos) << outcome.result->error().what;
       }
     }
   }
@@ -209,7 +210,7 @@ TEST(Collectives, RanksThatNameDifferentRootsAreTold) {
         continue;
       }
       ASSERT_FALSE(*outcome.result) << "rank " << rank;
-      EXPECT_NE(outcome.result->error().find("same calls"), std::string::npos) << outcome.result->error();
+      EXPECT_NE(outcome.result->error().what.find("same calls"), std::string::npos) << outcome.result->error().what;
     }
   }
 }
@@ -223,7 +224,7 @@ TEST(Collectives, SettledCallsThatDifferAreNotMixed) {
   for (int rank = 0; rank < 4; ++rank) {
     const auto outcome = group.outcomes(rank).back();
     ASSERT_FALSE(*outcome.result) << "rank " << rank;
-    EXPECT_NE(outcome.result->error().find("same calls"), std::string::npos) << outcome.result->error();
+    EXPECT_NE(outcome.result->error().what.find("same calls"), std::string::npos) << outcome.result->error().what;
   }
 }
 
@@ -242,10 +243,10 @@ void expect_agreement(const Group& group, std::size_t call, const std::set<int>&
     if (*outcome.result) {
       ASSERT_EQ((*outcome.result)->ranks, (*first->result)->ranks) << "rank " << rank << ", call " << call;
     } else {
-      ASSERT_EQ(outcome.result->error(), first->result->error()) << "rank " << rank << ", call " << call;
+      ASSERT_EQ(outcome.result->error().what, first->result->error().what) << "rank " << rank << ", call " << call;
       bool named = false;
-      for (const int rank_gone : dead) named = named || outcome.result->error().find(gone(group, rank_gone)) != std::string::npos;
-      ASSERT_TRUE(named) << outcome.result->error();
+      for (const int rank_gone : dead) named = named || outcome.result->error().what.find(gone(group, rank_gone)) != std::string::npos;
+      ASSERT_TRUE(named) << outcome.result->error().what;
     }
   }
 }
@@ -265,7 +266,7 @@ TEST(Survivors, AreNotSlowedDownByTheChoice) {
     ASSERT_TRUE(group.finish(30s));
     for (int rank = 0; rank < group.size(); ++rank)
       for (const auto& outcome : group.outcomes(rank)) {
-        ASSERT_TRUE(*outcome.result) << outcome.result->error();
+        ASSERT_TRUE(*outcome.result) << outcome.result->error().what;
         ASSERT_EQ(outcome.wrong, 0);
         ASSERT_EQ((*outcome.result)->attempts, 1);
       }
@@ -358,7 +359,7 @@ TEST(Survivors, OnlyOneHalfGoesOn) {
     ASSERT_TRUE(group.finish(60s));
     for (int rank = 0; rank < 5; ++rank) {
       const auto outcome = group.outcomes(rank).back();
-      ASSERT_EQ(outcome.result->has_value(), !few.contains(rank)) << "rank " << rank << (outcome.result->has_value() ? "" : ": " + outcome.result->error());
+      ASSERT_EQ(outcome.result->has_value(), !few.contains(rank)) << "rank " << rank << (outcome.result->has_value() ? "" : ": " + outcome.result->error().what);
       ASSERT_EQ(outcome.wrong, 0);
     }
   }
@@ -441,7 +442,7 @@ TEST(Collectives, ALinkIsNotFoundToCarryAnythingAtAll) {
   group.call_all(Operation::allreduce, 800'000);
   ASSERT_TRUE(group.finish(30s));
   for (int rank = 0; rank < 4; ++rank)
-    for (const auto& outcome : group.outcomes(rank)) ASSERT_TRUE(*outcome.result) << outcome.result->error();
+    for (const auto& outcome : group.outcomes(rank)) ASSERT_TRUE(*outcome.result) << outcome.result->error().what;
 }
 
 }  // namespace
