@@ -108,6 +108,7 @@ struct CommunicatorOptions {
   std::shared_ptr<HopLog> hops;  // where this rank's relays note what arrives; nothing: nowhere
   // Forgets what is queued for a peer over a link that is at fault, or, nothing named, for everyone.
   std::function<void(const std::optional<Peer>&)> hang_up;
+  std::function<void(const std::string&)> notice = {};  // at whoever plans: why calls take other trees. For a person
 };
 
 caf::actor spawn_communicator(caf::actor_system& system, CommunicatorOptions options, std::shared_ptr<FramePort> port);

@@ -105,6 +105,8 @@ void paused_if_still(Self* self, State& state, std::uint64_t id, Call& call) {
 void spawn_relays(Self* self, State& state, const RunId& run_id, Call& call) {
   const auto& trees = call.program->trees;
   const caf::actor me = self;
+  // Small calls before this one wait for their acknowledgements: not behind its data.
+  if (state.options.acks && !is_eager(state, call.start.kind, *call.program)) state.options.acks->flush(*state.port);
   call.progress.assign(trees.size(), nullptr);
   for (std::uint32_t tree = 0; tree < trees.size(); ++tree) {
     if (!collectives::takes_part(trees[tree], state.options.rank)) continue;

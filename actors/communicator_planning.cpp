@@ -136,6 +136,9 @@ void on_trouble(Self* self, State& state, int origin, const TroubleReport& repor
   if (slow && state.options.can_resume && !state.options.can_resume(offered->second.kind, state.members)) return;
   if (report.run.attempt % kAttemptsPerView + 1 >= kAttemptsMax)
     return fail_everywhere(self, state, id, "call " + std::to_string(id) + " broke off too often: " + report.what);
+  if (state.options.notice)
+    state.options.notice("call " + std::to_string(id) + ", attempt " + std::to_string(report.run.attempt % kAttemptsPerView + 1) + ": " + report.what +
+                         ", says " + state.name(origin) + "; what is left takes other trees");
   state.replans[id] = {self->clock().now(), {}, 0};
   tick_on(self, state);
   // From here on every kind is asked for again. Ranks that forget a kind before they call wait for an offer.

@@ -113,6 +113,11 @@ struct State {
   std::map<std::uint64_t, std::int64_t> paused_early;  // so too: the attempt that was paused
   Liveness liveness;
   std::map<int, Instant> wanted;  // ranks that another waits for and has never heard, and this one has: since when
+  struct Coming {  // by one link, of all calls
+    std::int64_t received_bytes = 0;
+    Instant last;
+  };
+  std::map<LinkKey, Coming> coming;  // at the last look
   std::map<LinkKey, Instant> answered;       // when a link's other end last answered over it; of those that were asked
   std::set<int> doubted;                     // ranks at the other ends of links that are silent
   std::map<std::uint32_t, NoteFilter> seen;  // notes that were passed on, by origin

@@ -40,6 +40,27 @@ void let_go_of_link(Self* self, State& state, const LinkFinding& found) {
   }
 }
 
+// By each link: how long the largest chunk that any call awaits should take. And when something last came by it.
+std::map<LinkKey, Duration> what_is_coming(State& state, const std::map<std::uint64_t, std::map<LinkKey, LinkSample>>& samples, Instant now) {
+  std::map<LinkKey, Duration> out;
+  std::map<LinkKey, State::Coming> seen;
+  for (const auto& [id, own] : samples)
+    for (const auto& [key, sample] : own) {
+      Duration& longest = out[key];
+      if (sample.awaited && sample.planned_back_bytes_per_s > 0)
+        longest = std::max(longest, std::chrono::duration_cast<Duration>(std::chrono::duration<double>(
+                                        static_cast<double>(sample.chunk_bytes) / static_cast<double>(sample.planned_back_bytes_per_s))));
+      seen[key].received_bytes += sample.received_bytes;
+    }
+  for (auto& [key, link] : seen) {
+    const auto before = state.coming.find(key);
+    const bool came = before == state.coming.end() ? link.received_bytes > 0 : link.received_bytes > before->second.received_bytes;
+    link.last = came ? now : before == state.coming.end() ? Instant{} : before->second.last;
+  }
+  state.coming = std::move(seen);
+  return out;
+}
+
 // Calls share a link that they are all busy on: none of them can have more than its part.
 void look_at_links(Self* self, State& state, Instant now) {
   std::map<std::uint64_t, std::map<LinkKey, LinkSample>> samples;
@@ -50,12 +71,15 @@ void look_at_links(Self* self, State& state, Instant now) {
     for (const auto& [key, sample] : samples[id] = samples_of(state, call))
       if (sample.sent_bytes > sample.arrived_bytes) ++sharing[key];
   }
+  const auto coming = what_is_coming(state, samples, now);
   for (auto& [id, own] : samples) {
     const auto call = state.calls.find(id);  // what one look does may end a call
     if (call == state.calls.end() || call->second.stage != Stage::running) continue;
     std::vector<LinkSample> shared;
     for (auto& [key, sample] : own) {
       sample.planned_bytes_per_s /= std::max(sharing[key], 1);
+      sample.heard = state.coming[key].last;
+      sample.others = coming.at(key);
       sample.peer_silent = !state.liveness.heard_since(sample.link.to, now - 2 * kAskAgain);
       shared.push_back(sample);
     }

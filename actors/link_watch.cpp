@@ -13,14 +13,15 @@ Duration duration(double seconds) { return std::chrono::duration_cast<Duration>(
 
 }  // namespace
 
-// A large chunk on a slow link takes its time: what is on its way may take twice as long as planned.
+// A large chunk on a slow link takes its time: what is on its way may take twice as long as planned, and an answer waits
+// behind another call's.
 Duration LinkWatch::silence_max(const LinkSample& sample) const {
   const auto least = sample.link.switched ? options_.dead_after_switched : options_.dead_after;
   const auto twice = [](std::int64_t bytes, std::int64_t bytes_per_s) {
     return bytes_per_s > 0 ? duration(2 * static_cast<double>(bytes) / static_cast<double>(bytes_per_s)) : Duration::zero();
   };
   return std::max({Duration(least), twice(sample.sent_bytes - sample.arrived_bytes, sample.planned_bytes_per_s),
-                   twice(sample.awaited ? sample.chunk_bytes : 0, sample.planned_back_bytes_per_s)});
+                   twice(sample.awaited ? sample.chunk_bytes : 0, sample.planned_back_bytes_per_s), 2 * sample.others});
 }
 
 bool LinkWatch::was_lost(Seen& seen, const LinkSample& sample, Instant now) const {
@@ -77,7 +78,7 @@ LinkVerdicts LinkWatch::look(Instant now, std::span<const LinkSample> samples) {
     seen.busy = true;
     if (sample.peer_silent) seen.peer_silent = now;
     if (seen.told) continue;
-    const auto silent = now - std::max(seen.moved, sample.answered), silence_most = silence_max(sample);
+    const auto silent = now - std::max({seen.moved, sample.answered, sample.heard}), silence_most = silence_max(sample);
     std::optional<LinkFinding> found;
     if (silent >= silence_most && now - seen.peer_silent >= options_.after_peer) {
       found = LinkFinding{sample.link, LinkFault::dead};

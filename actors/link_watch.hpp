@@ -48,6 +48,8 @@ struct LinkSample {
   std::int64_t received_bytes = 0;
   std::int64_t planned_back_bytes_per_s = 0;  // of what comes; 0: not known
   Instant busy_since{};                       // something has been on its way since, without a pause
+  Duration others{};                          // that a chunk of another call, by the same way, should take to come
+  Instant heard{};                            // when something of another call last came by it
   bool peer_silent = false;                   // its other end has said nothing of late, by whatever way
 };
 

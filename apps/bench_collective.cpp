@@ -90,6 +90,7 @@ runtime::Expected<void> run_rank(const Options& options, const Settings& setting
   join.tune = !options.no_tune;
   join.probe = std::chrono::milliseconds(static_cast<std::int64_t>(options.probe_s * 1e3));
   join.probe_progress = print_progress;
+  join.notice = [](const std::string& what) { std::fprintf(stderr, "%s\n", what.c_str()); };
   join.patience = std::chrono::milliseconds(options.patience_s * 1'000);
   if (options.survivors) join.on_loss = runtime::OnLoss::complete_among_survivors;
   join.hybrid = settings.hybrid;

@@ -15,6 +15,9 @@
 namespace coppice::collectives {
 namespace {
 
+constexpr double kChunkBytesLeast = 16 << 10;  // whatever the rate: links are judged by plans that may be wrong
+
+
 std::size_t index(std::int64_t at) { return static_cast<std::size_t>(at); }
 
 tl::unexpected<Error> malformed(std::string what) {
@@ -158,7 +161,10 @@ void add_trees(Program& program, const Plan& plan, const std::vector<int>& nodes
     // What is only passed on goes beside the rest: links are judged by the rest alone, which takes all that they have.
     if (unit && !known_at_root) tree.bytes_per_s = static_cast<std::int64_t>(plan.trees[i].rate.get_d() * unit->get_d());
     const std::int64_t wanted = (end - first + chunks - 1) / std::max<std::int64_t>(chunks, 1);
-    tree.chunk_bytes = std::clamp<std::int64_t>(rounded_up(wanted, granule), granule, kChunkBytesMax);
+    // On a slow link a chunk is no longer than a second: what else goes by the link waits behind it.
+    const double second = unit ? plan.trees[i].rate.get_d() * unit->get_d() : 0;
+    const auto most = second > 0 ? static_cast<std::int64_t>(std::clamp(second, kChunkBytesLeast, double{kChunkBytesMax})) : kChunkBytesMax;
+    tree.chunk_bytes = std::clamp<std::int64_t>(rounded_up(wanted, granule), granule, most / granule * granule);
     program.trees.push_back(std::move(tree));
   }
 }

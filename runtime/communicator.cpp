@@ -217,6 +217,7 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   transport.port = host->port;
   transport.note_addresses = kept.hops != nullptr;
   transport.hosts = kept.cluster.hosts;
+  transport.heartbeat_ms = 5'000;  // a chunk on a slow link takes its time, and links and ranks are watched apart from this
   transport.frames_max = 0;      // a chunk that is dropped is waited for; windows and the caller's calls bound them
   transport.linger_ms = 2'000;  // others may wait for this rank's last acknowledgement
   const auto prober = probing ? prober_of(kept) : nullptr;
@@ -280,6 +281,7 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   };
   communicate.degrade = [raw = parts.get()](const collectives::RankEdge& edge, std::int64_t rate) { raw->degrade(edge, rate); };
   communicate.neighbours = neighbours_of(*topology, kept.name, names);
+  if (kept.notice) communicate.notice = [notice = kept.notice](const std::string& what) { notice(one_line(what)); };
   communicate.hang_up = [transport = std::weak_ptr(parts->transport)](const std::optional<actors::Peer>& peer) {
     const auto alive = transport.lock();
     if (alive && peer) alive->hang_up(*peer);

@@ -84,6 +84,8 @@ struct CommunicatorOptions {
   // whom the result is. The same at all ranks. Calls take a round trip more; those in place, a copy of their buffer.
   OnLoss on_loss = OnLoss::fail;
   std::optional<collectives::HybridRequest> hybrid = {};  // two kinds of links planned apart, instead of all together
+  // Why calls had to take other trees, a line each, at the rank that plans; on one of the library's threads.
+  std::function<void(const std::string&)> notice = {};
   std::shared_ptr<actors::HopLog> hops = {};              // notes every chunk that arrives here; nothing: none
 };
 

@@ -12,13 +12,14 @@ class Watched {
  public:
   LinkVerdicts look(std::int64_t sent, std::int64_t arrived) {
     now_ += 100ms;
-    const LinkSample sample{{0, 1, "10.0.0.1", "10.0.0.2", switched}, sent, arrived, planned, 10'000, answered_, acknowledgements, awaited, received, 0, busy_since, peer_silent};
+    const LinkSample sample{{0, 1, "10.0.0.1", "10.0.0.2", switched}, sent, arrived, planned, 10'000, answered_, acknowledgements, awaited, received, 0, busy_since, others, heard, peer_silent};
     return watch_.look(now_, std::span(&sample, 1));
   }
   void answer() { answered_ = now_; }
   bool switched = false, awaited = false, peer_silent = false;
   std::int64_t planned = 1'000'000, acknowledgements = 0, received = 0;
-  Instant busy_since{};
+  Instant busy_since{}, heard{};
+  Duration others{};
   Instant now() const { return now_; }
 
  private:
@@ -120,6 +121,21 @@ TEST(LinkWatch, OneThatIsSilentIsAskedAndThenDead) {
 }
 
 // A rank that gets no processor is silent on all its links, and then on none.
+// An answer waits behind the chunks of a larger call that come by the same link.
+TEST(LinkWatch, OneThatIsBusyWithAnotherCallsDataIsNotDead) {
+  Watched link;
+  for (int i = 1; i < 100; ++i) {
+    if (i % 14 == 0) link.heard = link.now();
+    EXPECT_TRUE(link.look(5'000, 0).findings.empty()) << i;
+  }
+  Watched awaits;
+  awaits.others = 3s;
+  int looks = 0;
+  while (awaits.look(5'000, 0).findings.empty() && looks < 100) ++looks;
+  EXPECT_GE(looks, 60);
+  EXPECT_LT(looks, 70);
+}
+
 TEST(LinkWatch, WhereTheRankItselfIsSilentTheLinkIsNotBlamed) {
   Watched link;
   link.peer_silent = true;

@@ -106,6 +106,19 @@ TEST(Program, WhatComesFromElsewhereIsCheckedForEverythingThatARelayRestsOn) {
   EXPECT_TRUE(refused([](Program& p) { p.trees[0].down[0].from_address = std::string(300, 'x'); }));
 }
 
+TEST(Program, AChunkTakesNoLongerThanASecond) {
+  Topology slow = dgx_1v();
+  slow.unit = "Mbit/s";  // 25 to 50 of them a link
+  const Program program = program_of(slow, Operation::broadcast, std::int64_t{64} << 20, 1);
+  const auto plan = make_plan(slow, {.operation = Operation::broadcast, .root = 0});
+  ASSERT_TRUE(plan);
+  ASSERT_EQ(program.trees.size(), plan->trees.size());
+  for (const TreeProgram& tree : program.trees) {
+    EXPECT_LE(tree.chunk_bytes, tree.bytes_per_s);
+    EXPECT_GT(tree.chunk_bytes, tree.bytes_per_s * 9 / 10);
+  }
+}
+
 TEST(Program, WhatIsLeftIsDoneOnceAndWhatIsKnownIsOnlyPassedOn) {
   const Topology box = dgx_1v();
   const Program program = program_of(box, Operation::allreduce, 1 << 20, 10);
