@@ -30,7 +30,7 @@ import peers
 from topology import load_topology
 
 HERE = pathlib.Path(__file__).resolve().parent
-UNTUNED_FROM_S = 30
+UNTUNED_FROM_S = 12
 SCALE = Fraction(1, 4)
 OPERATIONS = ("broadcast", "allreduce")
 PLANNERS = {"broadcast": ("exact", "mwu"), "allreduce": ("exact", "mwu", "rs_ag", "rings", "best_ring")}
@@ -99,11 +99,11 @@ def measure_topology(coppice: str, name: str, results: Results, load: Load, with
                 if results.find(topology=name, op=op, who=planner):
                     continue
                 rate = predicted(coppice, file, op, planner, lab.hosts[0])
-                row = {"topology": name, "op": op, "who": planner, "load": os.getloadavg()[0],
-                       "predicted": float(rate * SCALE) if rate else None}
-                # Calls of a minute are not made ten times over only to find the best number of chunks.
+                # Long calls are not made ten times over only to find the best number of chunks; the model is close there.
                 slow = rate and int(load.ours.rstrip("M")) * (1 << 20) / 125_000 / float(rate * SCALE) > UNTUNED_FROM_S
                 more = ["--no-tune"] if slow else []
+                row = {"topology": name, "op": op, "who": planner, "load": os.getloadavg()[0],
+                       "predicted": float(rate * SCALE) if rate else None, "tuned": not slow}
                 row |= measure_ours(coppice, lab, op, planner, load.ours, load.ours_repeats, *more) if rate else {"error": "no such plan here"}
                 results.add(row)
             if with_peers:
