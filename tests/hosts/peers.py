@@ -296,13 +296,13 @@ def _start_gloo(run: _Run, algorithm: Algorithm, bytes: int, repeats: int, order
                          str(port), algorithm.op, str(repeats), str(bytes)], {"GLOO_SOCKET_IFNAME": IDENTITY})
 
 
-def star_over_zeromq(lab: netlab.Lab, bytes: int, calls: int, timeout_s: float = 120) -> list[float]:
-    """Seconds of each of so many allreduces over bare ZeroMQ sockets (peers/zmq_star.cpp). Raises LabError."""
+def star_over_zeromq(lab: netlab.Lab, bytes: int, calls: int, keys: bool = True, timeout_s: float = 120) -> list[float]:
+    """Seconds of each of so many allreduces over bare ZeroMQ sockets (peers/zmq_star.cpp); keys: encrypted. Raises LabError."""
     program, where = _compiled("zmq_star.cpp", "c++", ["-lzmq"]), f"{lab.layout.identity(lab.hosts[0])}:{_gloo_port()}"
 
     def start(run: _Run) -> None:
         for rank, host in enumerate(lab.hosts):
-            run.start(host, [str(program), str(rank), str(len(lab.hosts)), where, str(bytes), str(calls)], {})
+            run.start(host, [str(program), str(rank), str(len(lab.hosts)), where, str(bytes), str(calls), "curve" if keys else "plain"], {})
 
     lines, error = _Run(lab, timeout_s).finish(start)
     if error:

@@ -58,10 +58,11 @@ def main() -> int:
                 if theirs.error:
                     raise LabError(theirs.error)
                 rounds.append({"ours_us": statistics.median(ours["seconds"]) * 1e6, "openmpi_us": statistics.median(theirs.seconds) * 1e6})
-                rounds[-1]["zeromq_us"] = statistics.median(peers.star_over_zeromq(lab, options.bytes, options.calls)) * 1e6
+                for name, keys in (("zeromq_us", False), ("curve_us", True)):
+                    rounds[-1][name] = statistics.median(peers.star_over_zeromq(lab, options.bytes, options.calls, keys)) * 1e6
                 rounds[-1]["ratio"] = rounds[-1]["ours_us"] / rounds[-1]["openmpi_us"]
                 if not options.json:
-                    print("round {}: {ours_us:.0f} us, Open MPI {openmpi_us:.0f} us, bare ZeroMQ {zeromq_us:.0f} us, ratio {ratio:.2f}".format(number + 1, **rounds[-1]), flush=True)
+                    print("round {}: {ours_us:.0f} us, Open MPI {openmpi_us:.0f} us, bare ZeroMQ {zeromq_us:.0f} us, with CURVE {curve_us:.0f} us, ratio {ratio:.2f}".format(number + 1, **rounds[-1]), flush=True)
     ratios = [each["ratio"] for each in rounds]
     summary = {"ranks": options.ranks, "bytes": options.bytes, "calls": options.calls, "rounds": rounds,
                "ratio": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
