@@ -94,6 +94,7 @@ Expected<void> local_round(std::vector<LocalNet>& locals, const gpu::Dataset& da
       const auto begun = Clock::now();
       if (auto ran = local.net->run(item, scores); !ran) return runtime::failed(ran.error().what);
       if (i >= 0) local.latency_ms.push_back(std::chrono::duration<double, std::milli>(Clock::now() - begun).count());
+      if (interrupted) return runtime::failed("interrupted");
     }
   }
   return {};

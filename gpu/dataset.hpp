@@ -46,7 +46,7 @@ struct DatasetOptions {
 Expected<Dataset> load_dataset(const std::filesystem::path& directory, Split split, const DatasetOptions& options = {});
 
 // The same, of one kind. IDX: 256 x 256 pixels and 2^30 bytes at most; the classes' names are those of a classes.json
-// beside it, {"classes": ["A", ...]}, where there is one and JSON was built in.
+// beside it, {"classes": ["A", ...]}, where there is one and JSON was built in, and Fashion-MNIST's own in Debian's directory.
 Expected<Dataset> load_idx(const std::filesystem::path& directory, Split split);
 Expected<Dataset> load_cifar(const std::filesystem::path& directory, Split split, DatasetKind kind, bool coarse);
 Expected<Dataset> load_folder(const std::filesystem::path& directory, Split split, const DatasetOptions& options);

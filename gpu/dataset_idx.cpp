@@ -159,6 +159,11 @@ Expected<std::vector<std::string>> names_beside(const std::filesystem::path&, st
 }
 #endif
 
+// Those of Debian's package, whose files do not say.
+std::vector<std::string> fashion_mnist_names() {
+  return {"T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"};
+}
+
 }  // namespace
 
 Expected<Dataset> load_idx(const std::filesystem::path& directory, Split split) {
@@ -193,6 +198,7 @@ Expected<Dataset> load_idx(const std::filesystem::path& directory, Split split) 
   auto names = names_beside(directory, std::size_t{1} + *std::ranges::max_element(data.labels));
   if (!names) return unexpected(names.error());
   data.class_names = std::move(*names);
+  if (data.class_names.empty() && directory == fashion_mnist_directory()) data.class_names = fashion_mnist_names();
   return data;
 }
 

@@ -156,6 +156,8 @@ TEST(Dataset, ReadsFashionMnistWhereItIsInstalled) {
   ASSERT_TRUE(data) << data.error().what;
   EXPECT_EQ(data->count(), 10'000);
   EXPECT_EQ(std::count(data->labels.begin(), data->labels.end(), 9), 1'000);
+  ASSERT_EQ(data->class_names.size(), 10U);
+  EXPECT_EQ(data->class_names.back(), "Ankle boot");
 }
 
 }  // namespace
