@@ -589,8 +589,9 @@ Expected<Assembly> assemble(const fs::path& directory, const Nets& nets, const A
 }
 
 runtime::Error reported(const gpu::Error& error) {
-  const bool device = error.code == gpu::ErrorCode::device_failed || error.code == gpu::ErrorCode::device_unavailable;
-  return {device ? runtime::ErrorCode::failed : runtime::ErrorCode::bad_input, runtime::one_line(error.what)};
+  using enum gpu::ErrorCode;
+  const bool no_fault_of_input = error.code == device_failed || error.code == device_unavailable || error.code == stopped;
+  return {no_fault_of_input ? runtime::ErrorCode::failed : runtime::ErrorCode::bad_input, runtime::one_line(error.what)};
 }
 
 }  // namespace coppice::apps

@@ -6,6 +6,7 @@
 
 #include "apps/assembly.hpp"
 #include "apps/net_training.hpp"
+#include "apps/session.hpp"
 #include "apps/subnets.hpp"
 #include "gpu/distill.hpp"
 
@@ -36,6 +37,7 @@ Expected<void> train_base(const FromScratchOptions& options, const fs::path& fil
   how.seed = options.seed;
   how.threads = options.threads;
   how.progress = training_bar("training the base");
+  how.stop = [] { return interrupted.load(); };
   const auto start = gpu::vgg(data->item, options.widths, classes, options.seed);
   auto trained = gpu::train(**device, {start}, *data, parts->fit,
                             gpu::ensemble_loss({{{all_classes(classes)}}}, classes, nullptr, {}), how);

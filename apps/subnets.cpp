@@ -11,6 +11,7 @@
 #include "apps/assembly.hpp"
 #include "apps/net_training.hpp"
 #include "apps/progress.hpp"
+#include "apps/session.hpp"
 #include "gpu/distill.hpp"
 #include "gpu/onnx.hpp"
 
@@ -239,6 +240,7 @@ class Maker {
     t.seed = options_.seed;
     t.threads = options_.threads;
     t.progress = training_bar(label);
+    t.stop = [] { return interrupted.load(); };
     return t;
   }
 

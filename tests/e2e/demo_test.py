@@ -62,6 +62,19 @@ def interrupted_it_stops_what_it_started():
             assert nodes_of(cache) == [], "nodes outlived the demo"
 
 
+def interrupted_it_stops_training():
+    with tempfile.TemporaryDirectory() as cache:
+        demo = start(cache, "--from-scratch")
+        until = time.monotonic() + 60
+        for line in demo.stderr:
+            if "training the base" in line:
+                break
+            assert time.monotonic() < until, "no training began"
+        demo.send_signal(signal.SIGINT)
+        _, err = demo.communicate(timeout=20)
+        assert demo.returncode == 1 and "stopped" in err, (demo.returncode, err)
+
+
 def bad_data_is_named():
     with tempfile.TemporaryDirectory() as empty:
         demo = start(empty, "--data", empty)
@@ -70,4 +83,5 @@ def bad_data_is_named():
 
 
 if __name__ == "__main__":
-    lab.main([the_table_is_whole_and_no_answer_is_wrong, interrupted_it_stops_what_it_started, bad_data_is_named])
+    lab.main([the_table_is_whole_and_no_answer_is_wrong, interrupted_it_stops_what_it_started, interrupted_it_stops_training,
+              bad_data_is_named])
