@@ -4,6 +4,8 @@
 
 namespace coppice::actors {
 
+static_assert(AckLedger::kTogether <= kAcksMax);
+
 bool AckLedger::add(FramePort& port, const Peer& to, const CollectiveAck& ack) {
   std::vector<CollectiveAck> full;
   bool first = false;
@@ -12,7 +14,7 @@ bool AckLedger::add(FramePort& port, const Peer& to, const CollectiveAck& ack) {
     first = waiting_.empty();
     auto& own = waiting_[to];
     own.push_back(ack);
-    if (own.size() >= kAcksMax) full = std::exchange(own, {});
+    if (own.size() >= kTogether) full = std::exchange(own, {});
   }
   if (!full.empty()) port.send(to, CollectiveAcks{std::move(full)});
   return first;

@@ -15,7 +15,8 @@ namespace coppice::actors {
 
 class AckLedger {
  public:
-  static constexpr auto kSoon = std::chrono::milliseconds{5};
+  static constexpr auto kSoon = std::chrono::milliseconds{20};
+  static constexpr std::size_t kTogether = 32;  // to one peer: it holds as many calls back, and may hold twice as many
 
   // True: the first since all were sent. Whoever is told so sees to it that flush is called soon. Any thread.
   bool add(FramePort& port, const Peer& to, const CollectiveAck& ack);

@@ -122,7 +122,7 @@ void CollectiveRouter::deliver(Delivery delivery, caf::execution_unit* unit) {
   if (impl_->communicator) caf::anon_send(impl_->communicator, std::move(delivery));
 }
 
-void CollectiveRouter::add(const RunId& run, std::uint32_t tree, const caf::actor& relay) {
+void CollectiveRouter::add(const RunId& run, std::uint32_t tree, const caf::actor& relay, caf::execution_unit* unit) {
   const std::lock_guard lock(impl_->mutex);
   if (impl_->detached) return;  // a relay that is kept here would never end
   const Key key{run, tree};
@@ -132,7 +132,7 @@ void CollectiveRouter::add(const RunId& run, std::uint32_t tree, const caf::acto
   for (auto& delivery : found->second) {
     impl_->early_bytes -= size_of(delivery);
     impl_->processes[delivery.from.name].gave_data = true;
-    caf::anon_send(relay, std::move(delivery));
+    tell(relay, unit, caf::make_message(std::move(delivery)));
   }
   impl_->early.erase(found);
 }

@@ -21,7 +21,8 @@ class CollectiveRouter {
   void detach();                                // lets go of every actor
   // Chunks, acknowledgements, notes. unit: where those that a small one wakes are to run; none: where the scheduler says.
   void deliver(Delivery delivery, caf::execution_unit* unit = nullptr);
-  void add(const RunId& run, std::uint32_t tree, const caf::actor& relay);
+  // What came before the relay goes to it now; unit: as above.
+  void add(const RunId& run, std::uint32_t tree, const caf::actor& relay, caf::execution_unit* unit = nullptr);
   void remove(const RunId& run, std::uint32_t tree);
   // All relays of the run are here: what comes for it and finds none, or for an earlier attempt, is of the past.
   void began(const RunId& run);

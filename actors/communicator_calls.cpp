@@ -120,7 +120,7 @@ void spawn_relays(Self* self, State& state, const RunId& run_id, Call& call) {
       self->delayed_send(relay, std::chrono::microseconds{trees[tree].wait_us}, BeginRelay{});
     else
       self->send(relay, BeginRelay{});
-    state.options.router->add(run_id, tree, relay);  // after its beginning: nothing overtakes that
+    state.options.router->add(run_id, tree, relay, self->context());  // after its beginning: nothing overtakes that
     call.relays.emplace(tree, relay);
     call.progress[tree] = std::move(progress);
   }

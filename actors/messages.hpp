@@ -431,6 +431,6 @@ struct SetFaults {
   std::uint32_t worker = 0, workers = 0;
 };
 
-inline constexpr std::uint32_t kVersion = 4;
+inline constexpr std::uint32_t kVersion = 5;
 
 }  // namespace coppice::actors

@@ -215,7 +215,7 @@ double quantile(std::vector<double> values, double q) {
 FrameBytes frame_bytes(const runtime::Manifest& manifest) {
   const auto size = [](const actors::DataMessage& message) {
     const auto frame = runtime::encode(message);
-    return static_cast<double>(frame.head.size() + frame.bulk.size());
+    return static_cast<double>(runtime::joined_bytes(frame).value_or(frame.head.size() + frame.bulk.size()));
   };
   actors::WorkItem item;
   item.request = actors::RequestId{10'000};

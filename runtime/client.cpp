@@ -23,12 +23,8 @@ struct Client::Socket {
   std::deque<InferReply> early;  // replies that came while something else was waited for
 
   void send(const DataMessage& message) {
-    const auto frame = encode(message);
-    const bool bulk = !frame.bulk.empty();
-    if (!socket.send(zmq::const_buffer(frame.head.data(), frame.head.size()),
-                     (bulk ? zmq::send_flags::sndmore : zmq::send_flags::none) | zmq::send_flags::dontwait))
-      return;  // the queue to a gateway that is away is full: the reply's deadline will tell
-    if (bulk) socket.send(zmq::const_buffer(frame.bulk.data(), frame.bulk.size()), zmq::send_flags::dontwait);
+    auto frame = encode(message);
+    (void)send_frame(socket, frame);  // the queue to a gateway that is away is full: the reply's deadline will tell
   }
 
   // The next message before `until`; frames that are malformed are passed over.

@@ -1,7 +1,9 @@
 #include "runtime/scheduler.hpp"
 
 #include <algorithm>
+#include <compare>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <queue>
 
@@ -48,20 +50,28 @@ Expected<std::vector<std::vector<int>>> place_heads(const Cluster& cluster) {
     if (!topology) return tl::unexpected(topology.error());
     const auto node = [&](const std::string& name) { return *collectives::find_node(*topology, name); };
     const auto from_gateway = costs_from(*topology, node(cluster.gateway().name));
+    const auto workers = cluster.workers();
     std::vector<int> nodes;
-    for (const auto& worker : cluster.workers()) nodes.push_back(node(worker.name));
+    for (const auto& worker : workers) nodes.push_back(node(worker.name));
+    std::map<std::string, int> heads_at;  // by the machine's address: of heads that cost the same, each block takes another's
     for (int block = 0; block < cluster.code.blocks; ++block) {
-      std::vector<std::pair<double, int>> priced;
+      struct Priced {
+        float cost;  // rounded: paths of the same links, summed in another order, are to be equal
+        int heads_there, head;
+        auto operator<=>(const Priced&) const = default;
+      };
+      std::vector<Priced> priced;
       for (int head = block * n; head < (block + 1) * n; ++head) {
         const auto at = nodes[static_cast<std::size_t>(head)];
         const auto from_head = costs_from(*topology, at);
         double cost = from_gateway[static_cast<std::size_t>(at)];
         for (int worker = block * n; worker < (block + 1) * n; ++worker)
           cost += from_head[static_cast<std::size_t>(nodes[static_cast<std::size_t>(worker)])];
-        priced.emplace_back(cost, head);
+        priced.push_back({static_cast<float>(cost), heads_at[workers[static_cast<std::size_t>(head)].address], head});
       }
-      std::ranges::stable_sort(priced, {}, &std::pair<double, int>::first);
-      for (const auto& [cost, head] : priced) heads[static_cast<std::size_t>(block)].push_back(head);
+      std::ranges::sort(priced);
+      ++heads_at[workers[static_cast<std::size_t>(priced.front().head)].address];
+      for (const auto& choice : priced) heads[static_cast<std::size_t>(block)].push_back(choice.head);
     }
   }
   for (auto& order : heads) order.push_back(actors::kGatewayHead);

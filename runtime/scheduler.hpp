@@ -17,8 +17,9 @@ Expected<std::vector<actors::RelayNode>> plan_relays(const Cluster& cluster, con
                                                      std::size_t bytes);
 
 // By block, who may head it, best first: its workers in order of what it costs to carry an item from the gateway to the
-// head and from there to the block's other workers, by the least sums of 1 / capacity; equals in the order of the file. The
-// gateway comes last, or alone where the cluster says so. REQUIRES: cluster.code.blocks > 0.
+// head and from there to the block's other workers, by the least sums of 1 / capacity. Of equals those come first at whose
+// address the fewest blocks before have their head, so that a machine that is lost takes few heads along; then the file's
+// order. The gateway comes last, or alone where the cluster says so. REQUIRES: cluster.code.blocks > 0.
 // Errors: those of plan_relays.
 Expected<std::vector<std::vector<int>>> place_heads(const Cluster& cluster);
 

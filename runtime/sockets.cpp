@@ -1,7 +1,5 @@
 #include "runtime/sockets.hpp"
 
-#include "runtime/wire.hpp"
-
 namespace coppice::runtime {
 
 void set_limits(zmq::socket_t& socket, const SocketLimits& limits) {
@@ -51,15 +49,45 @@ bool receive_parts(zmq::socket_t& socket, Parts& into) {
   return true;
 }
 
+namespace {
+
+zmq::message_t bulk_message(Frame& frame) {
+  if (!frame.shared) return {frame.bulk.data(), frame.bulk.size()};
+  auto* held = new actors::SharedBytes(std::move(frame.shared));
+  return {held->data, held->size, [](void*, void* hint) { delete static_cast<actors::SharedBytes*>(hint); }, held};
+}
+
+std::span<std::byte> bytes_of(zmq::message_t& part) { return {static_cast<std::byte*>(part.data()), part.size()}; }
+
+}  // namespace
+
+bool send_frame(zmq::socket_t& socket, Frame& frame) {
+  constexpr auto kFlags = zmq::send_flags::dontwait;
+  if (const auto joined = joined_bytes(frame)) {
+    zmq::message_t whole(*joined);
+    join(frame, bytes_of(whole));
+    return socket.send(std::move(whole), kFlags).has_value();
+  }
+  const bool bulk = frame.bulk_bytes() > 0;
+  if (!socket.send(zmq::const_buffer(frame.head.data(), frame.head.size()), bulk ? kFlags | zmq::send_flags::sndmore : kFlags))
+    return false;
+  if (bulk) (void)socket.send(bulk_message(frame), kFlags);
+  return true;
+}
+
 Expected<actors::DataMessage> decode_parts(Parts& in, std::size_t at) {
   if (in.parts.size() != at + 1 && in.parts.size() != at + 2) return bad_input("frame: not one or two parts");
-  const std::span head(static_cast<const std::byte*>(in.parts[at].data()), in.parts[at].size());
-  actors::SharedBytes bulk;
+  const auto head = bytes_of(in.parts[at]);
   if (in.parts.size() == at + 2) {  // the frame itself is kept by whoever wants its bytes
     auto part = std::make_shared<zmq::message_t>(std::move(in.parts[at + 1]));
-    bulk = {part, static_cast<std::byte*>(part->data()), part->size()};
+    return decode(head, actors::SharedBytes{part, static_cast<std::byte*>(part->data()), part->size()});
   }
-  return decode(head, bulk);
+  if (!is_joined(head)) return decode(head, actors::SharedBytes{});
+  auto part = std::make_shared<zmq::message_t>(std::move(in.parts[at]));
+  const auto both = split(bytes_of(*part));
+  if (!both) return tl::unexpected(both.error());
+  const auto bulk = bytes_of(*part).subspan(both->bulk_at);
+  return decode(both->head, actors::SharedBytes{part, bulk.data(), bulk.size()});
 }
 
 }  // namespace coppice::runtime

@@ -9,6 +9,7 @@
 #include "actors/messages.hpp"
 #include "runtime/error.hpp"
 #include "runtime/keys.hpp"
+#include "runtime/wire.hpp"
 
 namespace coppice::runtime {
 
@@ -30,6 +31,10 @@ struct Parts {
   std::vector<zmq::message_t> parts;
 };
 bool receive_parts(zmq::socket_t& socket, Parts& into);  // false: nothing is there. Never blocks.
+
+// The parts of a frame, the last ones of a message. Bytes that are shared go as they lie; whoever holds them is let go when
+// ZeroMQ has no more use for them. False: the socket's queue is full, or there is nobody at its end. Never blocks.
+bool send_frame(zmq::socket_t& socket, Frame& frame);
 
 // The data message whose head is part `at`, with its bulk after it where there is one, which is taken. Errors: bad_input.
 Expected<actors::DataMessage> decode_parts(Parts& in, std::size_t at);

@@ -18,12 +18,6 @@
 #include "runtime/wire.hpp"
 
 namespace coppice::runtime {
-namespace {
-
-zmq::const_buffer buffer(const std::vector<std::byte>& bytes) { return {bytes.data(), bytes.size()}; }
-
-}  // namespace
-
 struct Transport::Io {
   struct Dialled {
     std::string name;
@@ -153,13 +147,6 @@ struct Transport::Io {
 
   // ---- sending: whoever calls, with the mutex ----
 
-  // Bytes that are shared go as they lie; whoever holds them is let go when ZeroMQ has no more use for them.
-  static zmq::message_t bulk_message(Frame& frame) {
-    if (!frame.shared) return {frame.bulk.data(), frame.bulk.size()};
-    auto* held = new actors::SharedBytes(std::move(frame.shared));
-    return {held->data, held->size, [](void*, void* hint) { delete static_cast<actors::SharedBytes*>(hint); }, held};
-  }
-
   void send_now(const actors::Peer& to, Frame& frame) {
     zmq::socket_t* socket = to.route.empty() ? dial(to) : &router;
     if (!socket) {
@@ -168,18 +155,12 @@ struct Transport::Io {
     }
     try {
       using zmq::send_flags;
-      if (!to.route.empty() && !socket->send(zmq::buffer(to.route), send_flags::sndmore | send_flags::dontwait)) {
-        ++counts.dropped;
-        return;
-      }
       const std::size_t size = frame.head.size() + frame.bulk_bytes();
-      const bool bulk = frame.bulk_bytes() > 0;
-      const auto flags = send_flags::dontwait;
-      if (!socket->send(buffer(frame.head), bulk ? flags | send_flags::sndmore : flags)) {
+      const bool routed = to.route.empty() || socket->send(zmq::buffer(to.route), send_flags::sndmore | send_flags::dontwait);
+      if (!routed || !send_frame(*socket, frame)) {
         ++counts.dropped;
         return;
       }
-      if (bulk) (void)socket->send(bulk_message(frame), flags);
       ++counts.sent;
       counts.bytes_sent += size;
       // Sending may have taken the word that something came.

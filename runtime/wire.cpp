@@ -916,4 +916,42 @@ Expected<DataMessage> decode(std::span<const std::byte> head, const SharedBytes&
   }
 }
 
+// ---- one part ----------------------------------------------------------------------------------------------------------
+
+namespace {
+
+constexpr std::byte kJoined{0xc1};
+constexpr std::size_t kPrefixBytes = 8;
+
+// Where the bulk begins: floats in it are aligned where the part is.
+std::size_t bulk_at(std::size_t head_bytes) { return (kPrefixBytes + head_bytes + 7) / 8 * 8; }
+
+}  // namespace
+
+std::optional<std::size_t> joined_bytes(const Frame& frame) {
+  const auto bulk = frame.bulk_bytes();
+  if (bulk == 0 || bulk > kJoinedBulkMax || frame.head.size() > kJoinedBulkMax) return std::nullopt;
+  return bulk_at(frame.head.size()) + bulk;
+}
+
+void join(const Frame& frame, std::span<std::byte> into) {
+  const auto head = static_cast<std::uint32_t>(frame.head.size());
+  const auto bulk = frame.shared ? std::span<const std::byte>(frame.shared.view()) : std::span<const std::byte>(frame.bulk);
+  std::ranges::fill(into.first(bulk_at(head)), std::byte{0});
+  into[0] = kJoined;
+  for (std::size_t i = 0; i < sizeof head; ++i) into[4 + i] = static_cast<std::byte>(head >> 8 * i & 0xff);
+  std::ranges::copy(frame.head, into.begin() + kPrefixBytes);
+  std::ranges::copy(bulk, into.begin() + static_cast<std::ptrdiff_t>(bulk_at(head)));
+}
+
+bool is_joined(std::span<const std::byte> part) { return !part.empty() && part[0] == kJoined; }
+
+Expected<Split> split(std::span<const std::byte> part) {
+  if (part.size() < kPrefixBytes) return bad_input("frame: malformed");
+  std::size_t head = 0;
+  for (std::size_t i = 0; i < sizeof(std::uint32_t); ++i) head |= std::to_integer<std::size_t>(part[4 + i]) << 8 * i;
+  if (bulk_at(head) > part.size()) return bad_input("frame: malformed");
+  return Split{part.subspan(kPrefixBytes, head), bulk_at(head)};
+}
+
 }  // namespace coppice::runtime

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+sys.dont_write_bytecode = True
+sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1] / "hosts")]
 import lab  # noqa: E402
+import netlab  # noqa: E402
 
 IMAGES = pathlib.Path("/usr/share/datasets/fashion-mnist")
 TRAINED, TESTED, RECORDED = 1_200, 300, 60
@@ -95,6 +97,18 @@ def a_flat_gather_hears_every_worker_and_a_recording_answers_as_its_net():
         assert beyond.returncode == 1, "an answer to an item that nobody recorded"
 
 
+def behind_shaped_links_it_is_the_same_and_a_lost_host_costs_every_block_one_worker():
+    if why := netlab.refusal():
+        print(f"no network lab here, skipped: {why}")
+        return
+    measured = subprocess.run(["/usr/bin/python3", lab.ROOT / "tests/hosts/blocks.py", lab.COPPICE, "--model", MODEL, "--data", DATA, "--lab", "blocktest",
+                               "--rounds", "1", "--requests", "40", "--faulty", "400", "--json"], capture_output=True, text=True, timeout=200)
+    assert measured.returncode in (0, 1) and measured.stdout, measured.stderr
+    result = json.loads(measured.stdout)
+    assert result["good"], result["faults"]
+    assert result["kinds"]["flat"]["from_workers"]["median"] == BLOCKS * WORKERS, result["kinds"]
+
+
 def bad_recordings_are_refused_by_name():
     broken = SCRATCH / "broken.json"
     recording = json.loads((REPLAYS / "worker1.json").read_text())
@@ -110,6 +124,7 @@ if __name__ == "__main__":
     try:
         make_model()
         lab.main([the_gateway_hears_a_message_a_block_and_a_lost_worker_of_every_block_changes_nothing,
-                  a_flat_gather_hears_every_worker_and_a_recording_answers_as_its_net, bad_recordings_are_refused_by_name])
+                  a_flat_gather_hears_every_worker_and_a_recording_answers_as_its_net,
+                  behind_shaped_links_it_is_the_same_and_a_lost_host_costs_every_block_one_worker, bad_recordings_are_refused_by_name])
     finally:
         shutil.rmtree(SCRATCH, ignore_errors=True)

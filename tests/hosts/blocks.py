@@ -49,9 +49,8 @@ class Shape:
         return self.blocks * self.workers
 
     def host(self, worker: int) -> int:
-        """Worker p of block b: the blocks begin at different hosts, since of equals the scheduler takes the first for a head."""
-        block, place = divmod(worker, self.workers)
-        return 1 + (place + block * self.workers // self.blocks) % self.workers
+        """Worker p of every block."""
+        return 1 + worker % self.workers
 
 
 def lab_topology(name: str, shape: Shape, rate: Fraction) -> dict[str, Any]:

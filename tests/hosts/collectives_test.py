@@ -17,23 +17,14 @@ from typing import Any, Callable
 
 sys.dont_write_bytecode = True
 import netlab
-from topology import LabError, load_topology
+from topology import load_topology
 
 HERE = pathlib.Path(__file__).resolve().parent
 COPPICE = sys.argv.pop(1)
 SCALE = Fraction(1, 4)  # so slow that two cores are no bottleneck
 
 
-def refusal() -> str:
-    """Why no lab can be here, or nothing."""
-    try:
-        with netlab.running(load_topology(HERE / "topologies/hetero4.json").renamed("cprobe"), netlab.Settings()):
-            return ""
-    except (LabError, OSError) as error:
-        return str(error)
-
-
-REFUSAL = refusal()
+REFUSAL = netlab.refusal()
 
 
 class Bench:

@@ -313,6 +313,17 @@ def running(topology: Topology, settings: Settings = Settings(), force: bool = F
         lab.down()
 
 
+def refusal() -> str:
+    """Why no lab can be up here, or nothing: a small one is tried."""
+    pair = parse_topology({"name": "possible", "unit": "Mbit/s", "nodes": [{"id": "h0"}, {"id": "h1"}],
+                           "links": [{"from": "h0", "to": "h1", "capacity": "100", "kind": "tcp"}]})
+    try:
+        with running(pair, force=True):
+            return ""
+    except (LabError, OSError) as error:
+        return str(error)
+
+
 def is_up(name: str) -> bool:
     return (STATE / f"{name}.json").exists()
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 sys.dont_write_bytecode = True
 import netlab
 import probe
-from topology import LabError, load_topology
+from topology import load_topology
 
 HERE = pathlib.Path(__file__).resolve().parent
 COPPICE = sys.argv.pop(1)
@@ -24,16 +24,7 @@ ATTEMPTS = 2
 TIME = ["--measure-s", "0.4"]
 
 
-def refusal() -> str:
-    """Why no lab can be here, or nothing."""
-    try:
-        with netlab.running(load_topology(HERE / "topologies/star4.json").renamed("probe-possible"), netlab.Settings(), force=True):
-            return ""
-    except (LabError, OSError) as error:
-        return str(error)
-
-
-REFUSAL = refusal()
+REFUSAL = netlab.refusal()
 
 
 @unittest.skipIf(REFUSAL, f"no network lab here: {REFUSAL}")

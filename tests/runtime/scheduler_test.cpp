@@ -98,5 +98,17 @@ TEST(Scheduler, PlacesHeadsWhereItemsTravelLeast) {
   EXPECT_EQ(*heads, (std::vector<Order>{{-1}, {-1}}));
 }
 
+TEST(Scheduler, SpreadsHeadsThatAreAlikeOverTheMachines) {
+  auto cluster = cluster_of(12);
+  cluster.code.blocks = 4;
+  cluster.code.shape = {3, 2};
+  for (std::size_t i = 1; i < cluster.hosts.size(); ++i)  // worker p of each block on machine p
+    cluster.hosts[i].address = "10.0.0." + std::to_string(1 + (i - 1) % 3);
+  const auto heads = place_heads(cluster);
+  ASSERT_TRUE(heads) << heads.error().what;
+  using Order = std::vector<int>;
+  EXPECT_EQ(*heads, (std::vector<Order>{{0, 1, 2, -1}, {4, 5, 3, -1}, {8, 6, 7, -1}, {9, 10, 11, -1}}));
+}
+
 }  // namespace
 }  // namespace coppice::runtime

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -276,6 +277,41 @@ TEST(Wire, MutatedFramesNeverCrash) {
     refused += decode(frame.head, frame.bulk) ? 0 : 1;
   }
   EXPECT_GT(refused, 1'000);
+}
+
+std::vector<std::byte> joined(const Frame& frame) {
+  std::vector<std::byte> part(joined_bytes(frame).value_or(0));
+  if (!part.empty()) join(frame, part);
+  return part;
+}
+
+TEST(Wire, FewBytesAreJoinedToTheirHeadAndComeApartAgain) {
+  for (const std::size_t floats : {std::size_t{1}, std::size_t{7}, kJoinedBulkMax / sizeof(float)}) {
+    const auto frame = encode(CodedResponse{RequestId{1}, Epoch{2}, 3, 4, Floats(floats, 0.5F)});
+    const auto part = joined(frame);
+    ASSERT_TRUE(is_joined(part));
+    const auto both = split(part);
+    ASSERT_TRUE(both);
+    EXPECT_TRUE(std::ranges::equal(both->head, frame.head));
+    EXPECT_EQ(both->bulk_at % 8, 0U);
+    EXPECT_TRUE(std::ranges::equal(std::span(part).subspan(both->bulk_at), frame.bulk));
+  }
+}
+
+TEST(Wire, NothingIsJoinedToAHeadAloneNorToManyBytes) {
+  const auto alone = encode(StatusRequest{5});
+  EXPECT_FALSE(joined_bytes(alone));
+  EXPECT_FALSE(is_joined(alone.head));
+  EXPECT_FALSE(joined_bytes(encode(CodedResponse{RequestId{1}, Epoch{2}, 3, 4, Floats(kJoinedBulkMax / sizeof(float) + 1)})));
+}
+
+TEST(Wire, AJoinedPartThatIsCutOffOrLiesAboutItsHeadIsRefused) {
+  auto part = joined(encode(CodedResponse{RequestId{1}, Epoch{2}, 3, 4, {1.0F, 2.0F}}));
+  for (std::size_t size = 1; size < 8; ++size) EXPECT_FALSE(split(std::span(part).first(size))) << size;
+  for (const std::uint32_t head : {static_cast<std::uint32_t>(part.size()), 0x7fffffffU, 0xffffffffU}) {
+    for (std::size_t i = 0; i < 4; ++i) part[4 + i] = static_cast<std::byte>(head >> 8 * i & 0xff);
+    EXPECT_FALSE(split(part)) << head;
+  }
 }
 
 TEST(Wire, AnotherVersionIsRefusedByName) {
