@@ -129,6 +129,17 @@ RC_GTEST_PROP(CpuOperators, ConvolutionOfManyChannelsAndFewPixels, ()) {
   });
 }
 
+// Channels and rows of all the sizes that kernels over blocks of channels are cut into.
+RC_GTEST_PROP(CpuOperators, ConvolutionOfManySizes, ()) {
+  holds([](Builder& b) {
+    b.net.input = {b.draw(8, 40), b.draw(1, 6), b.draw(1, 30)};
+    const auto out = b.toss() ? b.net.input[0] : b.draw(8, 60), stride = b.draw(1, 2);
+    const int conv = b.conv(0, {3, 3, stride, stride, 1, 1, 1, 1}, out, 1, b.toss());
+    const int made = b.shape(conv) == b.net.input ? b.add(conv, 0) : conv;
+    if (b.toss()) b.push(MaxPool{{2, 2, 2, 2, 1, 1, 1, 1}}, {b.relu(made)});
+  });
+}
+
 RC_GTEST_PROP(CpuOperators, MaxPoolWithDilation, ()) {
   holds([](Builder& b) {
     b.net.input = {b.draw(1, 20), b.draw(5, 10), b.draw(5, 10)};
