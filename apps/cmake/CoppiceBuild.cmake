@@ -60,7 +60,7 @@ function(coppice_test name)
   coppice_warnings(${name})
   add_test(NAME ${name} COMMAND ${name})
   if(NOT arg_TIMEOUT)
-    set(arg_TIMEOUT 120)
+    set(arg_TIMEOUT 900)  # ends what hangs; slow machines, sanitizers and neighbours are not to be felt
   endif()
   set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} LABELS "${arg_LABELS}")
 endfunction()
