@@ -64,9 +64,10 @@ struct CollectiveRelayOptions {
   std::shared_ptr<AckLedger> acks = {};  // where its acknowledgements wait for others; none: they are sent at once
 };
 
-// Sends nothing of its own accord before BeginRelay, and quits when it is done or told to.
-caf::actor spawn_collective_relay(caf::actor_system& system, CollectiveRelayOptions options, CollectiveRelayState state,
-                                  std::shared_ptr<FramePort> port, const caf::actor& communicator);
+// Sends nothing of its own accord before BeginRelay, and quits when it is done or told to. It begins where the
+// communicator runs: for a small call that is the caller's thread.
+caf::actor spawn_collective_relay(caf::event_based_actor* communicator, CollectiveRelayOptions options,
+                                  CollectiveRelayState state, std::shared_ptr<FramePort> port);
 
 struct BeginRelay {};
 struct RemindRelay {};  // communicator -> relay: say again what you have

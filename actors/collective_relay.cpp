@@ -79,10 +79,10 @@ caf::behavior behave(caf::event_based_actor* self, const std::shared_ptr<State>&
 
 }  // namespace
 
-caf::actor spawn_collective_relay(caf::actor_system& system, CollectiveRelayOptions options, CollectiveRelayState relay,
-                                  std::shared_ptr<FramePort> port, const caf::actor& communicator) {
-  auto state = std::make_shared<State>(State{std::move(options), std::move(relay), std::move(port), communicator});
-  return system.spawn(behave, std::move(state));
+caf::actor spawn_collective_relay(caf::event_based_actor* communicator, CollectiveRelayOptions options, CollectiveRelayState relay,
+                                  std::shared_ptr<FramePort> port) {
+  auto state = std::make_shared<State>(State{std::move(options), std::move(relay), std::move(port), caf::actor(communicator)});
+  return communicator->spawn<caf::lazy_init>(behave, std::move(state));
 }
 
 }  // namespace coppice::actors

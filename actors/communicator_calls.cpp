@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "actors/communicator_state.hpp"
+#include "actors/on_this_thread.hpp"
 
 namespace coppice::actors::group {
 namespace {
@@ -104,7 +105,6 @@ void paused_if_still(Self* self, State& state, std::uint64_t id, Call& call) {
 
 void spawn_relays(Self* self, State& state, const RunId& run_id, Call& call) {
   const auto& trees = call.program->trees;
-  const caf::actor me = self;
   // Small calls before this one wait for their acknowledgements: not behind its data.
   if (state.options.acks && !is_eager(state, call.start.kind, *call.program)) state.options.acks->flush(*state.port);
   call.progress.assign(trees.size(), nullptr);
@@ -112,9 +112,9 @@ void spawn_relays(Self* self, State& state, const RunId& run_id, Call& call) {
     if (!collectives::takes_part(trees[tree], state.options.rank)) continue;
     auto progress = std::make_shared<RelayProgress>();
     auto relay = spawn_collective_relay(
-        self->system(), {run_id, fingerprint(call.start.kind), tree, state.options.session, state.options.names, progress, state.options.hops,
+        self, {run_id, fingerprint(call.start.kind), tree, state.options.session, state.options.names, progress, state.options.hops,
                          is_eager(state, call.start.kind, *call.program) ? state.options.acks : nullptr},
-        CollectiveRelayState(*call.program, tree, state.options.rank, call.start.buffer), state.port, me);
+        CollectiveRelayState(*call.program, tree, state.options.rank, call.start.buffer), state.port);
     self->monitor(relay);
     if (trees[tree].wait_us > 0)
       self->delayed_send(relay, std::chrono::microseconds{trees[tree].wait_us}, BeginRelay{});
@@ -241,7 +241,7 @@ void run(Self* self, State& state, std::uint64_t id, std::uint32_t attempt, Prog
   if (!call.start.buffer.lease) {
     // Its end is told by whoever holds it last, on whatever thread.
     call.start.buffer.lease = std::shared_ptr<void>(
-        self, [me = caf::actor(self), id, kept = call.start.buffer.kept](void*) { caf::anon_send(me, LeaseEnded{id}); });
+        self, [me = caf::actor(self), id, kept = call.start.buffer.kept](void*) { actors::tell(me, OnThisThread::here(), caf::make_message(LeaseEnded{id})); });
     call.leased = true;
   }
   spawn_relays(self, state, {id, attempt}, call);

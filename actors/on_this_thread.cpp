@@ -8,8 +8,14 @@
 #include <caf/resumable.hpp>
 #include <caf/scheduler/abstract_coordinator.hpp>
 #include <deque>
+#include <utility>
 
 namespace coppice::actors {
+namespace {
+
+thread_local caf::execution_unit* running = nullptr;
+
+}  // namespace
 
 class OnThisThread::Unit final : public caf::execution_unit {
  public:
@@ -44,7 +50,12 @@ class OnThisThread::Unit final : public caf::execution_unit {
 OnThisThread::OnThisThread(caf::actor_system& system) : unit_(std::make_unique<Unit>(system)) {}
 OnThisThread::~OnThisThread() = default;
 caf::execution_unit* OnThisThread::unit() { return unit_.get(); }
-void OnThisThread::run() { unit_->run(); }
+void OnThisThread::run() {
+  const auto before = std::exchange(running, unit_.get());
+  unit_->run();
+  running = before;
+}
+caf::execution_unit* OnThisThread::here() { return running; }
 
 void tell(const caf::actor& to, caf::execution_unit* unit, caf::message content) {
   if (to) caf::actor_cast<caf::abstract_actor*>(to)->enqueue(nullptr, caf::make_message_id(), std::move(content), unit);

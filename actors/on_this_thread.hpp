@@ -21,6 +21,8 @@ class OnThisThread {
   caf::execution_unit* unit();
   // Until nobody has anything to do, those that they woke included. Not with a lock that an actor may take.
   void run();
+  // Of the thread that calls this, while it is in run(); otherwise nothing. For what is told from outside of an actor.
+  static caf::execution_unit* here();
 
  private:
   class Unit;
