@@ -219,6 +219,13 @@ runtime::Expected<void> add_schedule(const Options& options, const Planned& plan
             std::to_string(tree.chunking.chunk_bytes) + "  " + std::to_string(tree.depth) + "  " +
             fixed(tree.seconds, 6) + "\n";
   }
+  constexpr std::size_t kTransfersMax = 4'000'000;
+  std::size_t hops = 0;
+  for (const auto& tree : planned.plan.trees)
+    hops += tree.edges.size() + (tree.reduce_edges.empty() ? tree.edges.size() : tree.reduce_edges.size());
+  if (options.chunks > 0 && static_cast<std::size_t>(options.chunks) > kTransfersMax / std::max<std::size_t>(hops, 1))
+    return wrong("--chunks " + std::to_string(options.chunks) + ": of this plan the simulator takes at most " +
+                 std::to_string(kTransfersMax / std::max<std::size_t>(hops, 1)));
   const auto transfers = options.chunks > 0 ? collectives::transfers_in_chunks(planned.plan, *bytes, options.chunks)
                                             : collectives::transfers_of(planned.plan, *bytes, model);
   const double simulated = collectives::simulate(topology, transfers, model);

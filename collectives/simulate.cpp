@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <queue>
+#include <set>
 
 #include "collectives/program.hpp"
 #include "collectives/schedule.hpp"
@@ -203,6 +204,18 @@ double simulate(const Topology& topology, const std::vector<Transfer>& transfers
     auto operator<=>(const Event&) const = default;
   };
   std::priority_queue<Event, std::vector<Event>, std::greater<>> open;
+  // What waits for a link to be free, the next one first. That one alone asks again: all of them would, at every chunk.
+  using Waiter = std::pair<int, std::size_t>;  // transfer and hop
+  std::map<Pair, std::set<Waiter>> queues;
+  std::vector<double> asks_at(transfers.size(), -1);
+  const auto ask_next = [&](const Pair& link, double now) {
+    const auto& queue = queues[link];
+    if (queue.empty()) return;
+    const auto [transfer, hop] = *queue.begin();
+    const double when = std::max(free_at[link], now);
+    if (std::exchange(asks_at[index(transfer)], when) != when) open.push({when, transfer, hop});
+  };
+  std::vector<std::size_t> next_hop(transfers.size(), 1);
   for (std::size_t at = 0; at < transfers.size(); ++at) {
     waits[at] = static_cast<int>(transfers[at].after.size());
     for (const int before : transfers[at].after) then[index(before)].push_back(static_cast<int>(at));
@@ -212,6 +225,7 @@ double simulate(const Topology& topology, const std::vector<Transfer>& transfers
   while (!open.empty()) {
     const Event event = open.top();
     open.pop();
+    if (event.hop != next_hop[index(event.transfer)]) continue;  // it was asked twice, and has begun
     const Transfer& transfer = transfers[index(event.transfer)];
     const Pair link{transfer.path[event.hop - 1], transfer.path[event.hop]};
     const auto takes_on = [&](const Pair& each) {
@@ -224,12 +238,22 @@ double simulate(const Topology& topology, const std::vector<Transfer>& transfers
         begin = std::max(begin, free_at[later] - model.queue_bytes / (capacity.at(later) * model.unit_bytes_per_s));
       }
     }
-    if (begin > event.time) {  // others may begin before: it asks again when there should be room
-      open.push({begin, event.transfer, event.hop});
+    auto& queue = queues[link];
+    const Waiter self{event.transfer, event.hop};
+    if (begin > event.time) {
+      if (begin > free_at[link]) {  // a later link is full: others may begin before, and it asks again by itself
+        open.push({begin, event.transfer, event.hop});
+        if (queue.erase(self) > 0) ask_next(link, event.time);
+      } else if (queue.insert(self); self == *queue.begin()) {
+        ask_next(link, event.time);
+      }
       continue;
     }
+    queue.erase(self);
+    ++next_hop[index(event.transfer)];
     const double takes = takes_on(link);
     free_at[link] = event.time + takes;
+    ask_next(link, event.time);
     double& done = through[index(event.transfer)];
     done = std::max(done, event.time + takes);
     if (event.hop + 1 < transfer.path.size()) {
