@@ -75,7 +75,7 @@ __attribute__((target("avx2,fma"))) void tile(const Walk& w, const float* in, co
   for (int b = 0; b < Blocks; ++b)
 #pragma GCC unroll 16
     for (int p = 0; p < Pixels; ++p)
-      _mm256_store_ps(out + b * w.out_plane + p * kBlock, _mm256_min_ps(_mm256_max_ps(sums[b][p], low), high));
+      _mm256_store_ps(out + b * w.out_plane + p * kBlock, _mm256_min_ps(high, _mm256_max_ps(low, sums[b][p])));
 }
 
 using Tile = void (*)(const Walk&, const float*, const float*, const float*, float*);
