@@ -60,6 +60,8 @@ void add_bench_class_parallel(CLI::App& parent, Shell& shell) {
   command->add_option("--widths", options->widths, "of the base's convolutions, pooled after every second")
       ->delimiter(',')->check(CLI::Range(1, 4'096))->capture_default_str();
   command->add_option("--seeds", options->seeds, "repetitions")->check(CLI::Range(1, 1'000))->capture_default_str();
+  command->add_option("--first-seed", options->first_seed, "of those: runs with other ones may work beside this, each with its own --out")
+      ->check(CLI::Range(0, 1'000'000))->capture_default_str();
   command->add_option("--base-epochs", options->base_epochs, "of the base")->check(CLI::Range(1, 10'000))->capture_default_str();
   command->add_option("--epochs", options->epochs, "of all others")->check(CLI::Range(1, 10'000))->capture_default_str();
   command->add_option("--base-peak", options->base_peak, "highest rate of the base's one-cycle")->capture_default_str();

@@ -117,6 +117,9 @@ runtime::Expected<void> evaluate_directory(const Options& options, const gpu::Da
   const auto model = runtime::load_model(options.directory);
   if (!model) return tl::unexpected(model.error());
   const auto& manifest = model->manifest;
+  if (const auto top = std::ranges::max(data.labels); static_cast<std::size_t>(top) >= manifest.class_names.size())
+    return runtime::bad_input(options.data + ": has label " + std::to_string(top) + ", and " + options.directory + " knows " +
+                              std::to_string(manifest.class_names.size()) + " classes");
   if (!options.record.empty())
     if (auto recorded = record_answers(options, *model, data); !recorded) return recorded;
   // Asked for before the nets are run: a --missing that cannot be is refused at once.

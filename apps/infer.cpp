@@ -58,6 +58,7 @@ std::string_view word(actors::ReplyStatus status) {
 runtime::Expected<void> infer(const Options& options, const Shell& shell) {
   const auto cluster = runtime::load_cluster(options.cluster);
   if (!cluster) return tl::unexpected(cluster.error());
+  if (cluster->model.empty()) return runtime::bad_input(options.cluster + ": names no model; add model = \"DIR\"");
   const auto model = runtime::load_model(cluster->model);
   if (!model) return tl::unexpected(model.error());
   const auto items = read_items(options, model->manifest);
@@ -102,7 +103,7 @@ void add_infer(CLI::App& app, Shell& shell) {
   command->add_option("--data", options->data, "or the directory of a data set (its test items)")->envname("COPPICE_DATA")->capture_default_str();
   command->add_option("--first", options->first, "first item of --data")->check(CLI::NonNegativeNumber)->capture_default_str();
   command->add_option("--count", options->count, "how many items of --data")->check(CLI::Range(1, 1'000'000))->capture_default_str();
-  command->add_option("--patience-ms", options->patience_ms, "how long to wait for each answer")->capture_default_str();
+  command->add_option("--patience-ms", options->patience_ms, "how long to wait for each answer")->check(CLI::Range(1, 86'400'000))->capture_default_str();
 }
 
 }  // namespace coppice::apps

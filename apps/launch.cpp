@@ -53,7 +53,7 @@ void add_launch(CLI::App& app, Shell& shell) {
                               "coppice launch --cluster lab.toml", run);
   command->add_option("--cluster", options->cluster, "the cluster file")->required()->envname("COPPICE_CLUSTER");
   command->add_option("--logs", options->logs, "where each node's output goes (default: CLUSTER.logs)");
-  command->add_option("--ready-s", options->ready_s, "how long the start may take")->capture_default_str();
+  command->add_option("--ready-s", options->ready_s, "how long the start may take")->check(CLI::Range(1, 86'400))->capture_default_str();
 }
 
 }  // namespace coppice::apps

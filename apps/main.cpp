@@ -2,6 +2,7 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <cmath>
 #include <cstdio>
 
 #include "apps/command.hpp"
@@ -41,6 +42,20 @@ runtime::Expected<std::int64_t> byte_count(const std::string& flag, const std::s
   return std::stoll(digits) * unit;
 }
 
+namespace {
+
+// CLI11's ranges let what is no number through: every comparison with it is false.
+void refuse_nan(const CLI::App& app) {
+  for (const auto* option : app.get_options())
+    for (const auto& text : option->results()) {
+      double value = 0;
+      if (option->get_type_name().starts_with("FLOAT") && CLI::detail::lexical_cast(text, value) && std::isnan(value))
+        throw CLI::ValidationError(option->get_name(), text + " is no number");
+    }
+  for (const auto* command : app.get_subcommands()) refuse_nan(*command);
+}
+
+}  // namespace
 }  // namespace coppice::apps
 
 int main(int argc, char** argv) {
@@ -71,6 +86,7 @@ int main(int argc, char** argv) {
 
   try {
     app.parse(argc, argv);
+    apps::refuse_nan(app);
   } catch (const CLI::ParseError& fault) {
     const bool asked_for_text = fault.get_exit_code() == 0;  // --help, --version
     return app.exit(fault) == 0 && asked_for_text ? 0 : 2;

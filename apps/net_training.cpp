@@ -36,7 +36,20 @@ std::function<void(const gpu::TrainingProgress&)> training_bar(std::string label
   };
 }
 
-runtime::Expected<void> write_whole(const std::filesystem::path& file, std::initializer_list<std::string_view> parts) {
+runtime::Expected<void> check_writable(const std::filesystem::path& file, const std::string& shown) {
+  const auto directory = file.has_parent_path() ? file.parent_path() : std::filesystem::path(".");
+  std::error_code ignored;
+  const bool free = !std::filesystem::exists(file, ignored) || std::filesystem::is_regular_file(file, ignored);
+  if (std::filesystem::is_directory(directory, ignored) && free) return {};
+  return runtime::bad_input(shown + " " + file.string() + ": is no file in a directory that is there");
+}
+
+runtime::Expected<void> write_whole(const std::filesystem::path& named, std::initializer_list<std::string_view> parts) {
+  std::error_code unknown;
+  auto file = std::filesystem::weakly_canonical(named, unknown);  // a link stays, and leads to what is written
+  if (unknown) file = named;
+  if (std::filesystem::exists(file, unknown) && !std::filesystem::is_regular_file(file, unknown))
+    return runtime::bad_input(named.string() + ": is no regular file");
   auto unfinished = file;
   unfinished += ".unfinished";
   {

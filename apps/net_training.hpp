@@ -25,6 +25,9 @@ runtime::Expected<HeldOut> hold_out(const gpu::Dataset& data, std::int64_t held_
 // TrainerOptions::progress as a bar, which begins with the first step.
 std::function<void(const gpu::TrainingProgress&)> training_bar(std::string label);
 
+// Said before the work rather than after it. Errors: bad_input, naming the flag, for a place where no file can be.
+runtime::Expected<void> check_writable(const std::filesystem::path& file, const std::string& flag);
+
 // The parts one after another, whole or not at all: what is being written has another name. Errors name the file.
 runtime::Expected<void> write_whole(const std::filesystem::path& file, std::initializer_list<std::string_view> parts);
 runtime::Expected<void> write_onnx(const gpu::Network& net, const std::filesystem::path& file);

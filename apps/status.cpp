@@ -67,7 +67,7 @@ void add_status(CLI::App& app, Shell& shell) {
   };
   auto* command = add_command(app, shell, "status", "One screen of a running cluster", "coppice status --cluster lab.toml", run);
   command->add_option("--cluster", options->cluster, "the cluster file")->required()->envname("COPPICE_CLUSTER");
-  command->add_option("--timeout-ms", options->timeout_ms, "how long to wait for the gateway")->capture_default_str();
+  command->add_option("--timeout-ms", options->timeout_ms, "how long to wait for the gateway")->check(CLI::Range(1, 86'400'000))->capture_default_str();
 }
 
 }  // namespace coppice::apps

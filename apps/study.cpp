@@ -1,5 +1,7 @@
 #include "apps/study.hpp"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <boost/math/distributions/students_t.hpp>
 #include <chrono>
@@ -18,6 +20,7 @@
 #include "gpu/decompose.hpp"
 #include "gpu/distill.hpp"
 #include "gpu/onnx.hpp"
+#include "runtime/cluster.hpp"
 
 namespace coppice::apps {
 namespace {
@@ -53,13 +56,39 @@ Expected<StudyData> load(const StudyOptions& options) {
 
 // ---- one seed ------------------------------------------------------------------------------------------------------
 
+bool is_row(const nlohmann::json& row) {
+  const auto number = [&](const char* key) { return row.contains(key) && row[key].is_number(); };
+  return row.is_object() && row.contains("seed") && row["seed"].is_number_integer() && row.contains("cell") &&
+         row["cell"].is_string() && row.contains("macs_per_worker") && row["macs_per_worker"].is_number_integer() &&
+         number("budget") && number("test") && number("held_out") && number("latency_ratio");
+}
+
 // Cells that have been measured, by seed, budget and name.
 class Results {
  public:
-  explicit Results(std::filesystem::path file) : file_(std::move(file)) {
-    std::ifstream in(file_);
-    for (std::string line; std::getline(in, line);)
-      if (const auto row = nlohmann::json::parse(line, nullptr, false); row.is_object()) rows_.push_back(row);
+  // A last line that was cut off, as by a full disk, is left out and told of. Errors: bad_input, naming file and line.
+  static Expected<Results> open(const std::filesystem::path& file) {
+    Results results(file);
+    std::error_code ignored;
+    if (!std::filesystem::exists(file, ignored)) return results;
+    const auto text = runtime::read_file(AT_FDCWD, file, file, {.bytes_max = std::size_t{64} << 20});
+    if (!text) return tl::unexpected(text.error());
+    std::size_t number = 1;
+    for (std::size_t at = 0; at < text->size(); ++number) {
+      const auto end = text->find('\n', at);
+      auto row = nlohmann::json::parse(text->substr(at, end - at), nullptr, false);
+      const auto where = file.string() + ", line " + std::to_string(number);
+      if (is_row(row)) {
+        results.rows_.push_back(std::move(row));
+      } else if (end == std::string::npos) {
+        std::fprintf(stderr, "%s: is cut off; its cell is measured again\n", where.c_str());
+      } else {
+        return runtime::bad_input(where + ": is no result of a cell; remove it");
+      }
+      if (end == std::string::npos) results.gap_ = true;
+      at = end == std::string::npos ? text->size() : end + 1;
+    }
+    return results;
   }
   bool has(int seed, double budget, const std::string& cell) const {
     return std::ranges::any_of(rows_, [&](const auto& row) {
@@ -68,6 +97,8 @@ class Results {
   }
   Expected<void> add(const nlohmann::json& row) {
     rows_.push_back(row);
+    if (std::exchange(gap_, false))
+      if (auto whole = write_all(); !whole) return whole;
     std::ofstream out(file_, std::ios::app);
     out << row.dump() << "\n";
     if (!out.flush()) return runtime::failed("cannot write " + file_.string());
@@ -77,8 +108,18 @@ class Results {
   const std::vector<nlohmann::json>& rows() const { return rows_; }
 
  private:
+  explicit Results(std::filesystem::path file) : file_(std::move(file)) {}
+
+  // But for the newest, which is about to be added.
+  Expected<void> write_all() const {
+    std::string text;
+    for (std::size_t row = 0; row + 1 < rows_.size(); ++row) text += rows_[row].dump() + "\n";
+    return write_whole(file_, {text});
+  }
+
   std::filesystem::path file_;
   std::vector<nlohmann::json> rows_;
+  bool gap_ = false;  // the file's last line has no end
 };
 
 struct Cell {  // nets that answer together, or each of which answers whole
@@ -375,19 +416,22 @@ nlohmann::json to_json(const Estimate& e) {
 }  // namespace
 
 Expected<void> run_study(const StudyOptions& options) {
+  if (auto possible = check_writable(options.out, "--out"); !possible) return possible;
+  auto results = Results::open(options.out);
+  if (!results) return tl::unexpected(results.error());
   const auto data = load(options);
   if (!data) return tl::unexpected(data.error());
-  Results results(options.out);
-  for (int seed = 0; seed < options.seeds; ++seed)
-    if (auto done = SeedRun(options, *data, results, seed).run(); !done) return done;
+  for (int seed = options.first_seed; seed < options.first_seed + options.seeds; ++seed)
+    if (auto done = SeedRun(options, *data, *results, seed).run(); !done) return done;
   return {};
 }
 
 Expected<nlohmann::json> study_summary(const std::filesystem::path& file) {
   using Rows = std::map<int, const nlohmann::json*>;  // by seed
-  const Results results(file);
+  const auto results = Results::open(file);
+  if (!results) return tl::unexpected(results.error());
   std::map<std::pair<double, std::string>, Rows> cells;
-  for (const auto& row : results.rows()) cells[{-row.at("budget").get<double>(), row.at("cell")}][row.at("seed")] = &row;
+  for (const auto& row : results->rows()) cells[{-row.at("budget").get<double>(), row.at("cell")}][row.at("seed")] = &row;
   const auto base = cells.find({-1.0, "base"});
   if (base == cells.end()) return runtime::bad_input(file.string() + " holds no results");
 

@@ -175,14 +175,6 @@ class TrainingRun {
   double images_per_second_ = 0;
 };
 
-// Said before the work rather than after it.
-Expected<void> check_out(const std::filesystem::path& out) {
-  const auto directory = out.has_parent_path() ? out.parent_path() : std::filesystem::path(".");
-  std::error_code ignored;
-  if (std::filesystem::is_directory(directory, ignored) && !std::filesystem::is_directory(out, ignored)) return {};
-  return runtime::bad_input("--out " + out.string() + ": is no file in a directory that is there");
-}
-
 struct Outcome {
   std::optional<double> accuracy;  // percent of the held-out images
   gpu::Network net;                // as it was written
@@ -209,8 +201,10 @@ nlohmann::json document_of(const TrainingJob& job, const Parts& parts, const gpu
 }  // namespace
 
 Expected<nlohmann::json> run_training(const TrainingJob& job, const Seat& seat) {
-  if (seat.leads())
-    if (auto possible = check_out(job.out); !possible) return tl::unexpected(possible.error());
+  for (const auto& [flag, file] : {std::pair{"--out", &job.out}, std::pair{"--checkpoint", &job.checkpoint}}) {
+    if (!seat.leads() || file->empty()) continue;
+    if (auto possible = check_writable(*file, flag); !possible) return tl::unexpected(possible.error());
+  }
   const auto parts = parts_of(job);
   if (!parts) return tl::unexpected(parts.error());
   const auto net = net_of(job, parts->data.item, parts->classes);

@@ -377,6 +377,13 @@ def test_evaluate_refuses(world):
     refused("evaluate", "--dir", parity, "--data", world.root / "nowhere", says="nowhere")
     refused("evaluate", "--model", world.nets / "corrupt.onnx", "--data", world.data, says="corrupt.onnx")
     refused("evaluate", "--dir", parity, "--sideways", says="--sideways")
+    strange = world.root / "strange"
+    strange.mkdir()
+    for file in world.data.iterdir():
+        (strange / file.name).write_bytes(file.read_bytes())
+    pixels, labels = images(20, np.random.default_rng(1))
+    write_idx(strange, "t10k", pixels, labels + 200)
+    refused("evaluate", "--dir", parity, "--data", strange, says="label 20")
     holed = world.root / "holed"
     holed.mkdir()
     for file in parity.iterdir():
@@ -539,6 +546,8 @@ def test_plan_schedule_and_hybrid(world):
     refused("plan", "--topology", file, "--kind", "fast", "--hybrid", "golden:1", "--bytes", "1M", says="golden")
     refused("plan", "--topology", file, "--kind", "golden", says="golden")
     refused("plan", "--topology", file, "--bytes", "many", says="many")
+    refused("plan", "--topology", file, "--bytes", "1M", "--latency", "nan", says="nan is no number")
+    refused("plan", "--builtin", "dgx-2", "--op", "allreduce", "--bytes", "64M", "--chunks", 1_000_000, says="--chunks")
 
 
 def test_plan_draws(world):
@@ -660,6 +669,27 @@ def test_plan_refuses(world):
     refused("plan", "--topology", twins, says="h0")
     (world.root / "torn.json").write_text("{\"name\": ")
     refused("plan", "--topology", world.root / "torn.json", says="torn.json")
+
+
+# ---- bench class-parallel ------------------------------------------------------------------------------------------
+
+def result(cell, seed, **more):
+    return json.dumps({"seed": seed, "budget": 1.0 if cell == "base" else 0.05, "cell": cell, "macs_per_worker": 7, "test": 90,
+                       "held_out": 90, "latency_ratio": 0.5} | more)
+
+
+def test_class_parallel_summary(world):
+    file = world.root / "results.jsonl"
+    summary = ("bench", "class-parallel", "--summary", "--out", file)
+    whole = "".join(result(cell, seed) + "\n" for seed in (0, 1) for cell in ("base", "class_parallel"))
+    file.write_text(whole)
+    assert [row["seeds"] for row in document(*summary)] == [2, 2]
+    file.write_text(whole[:-9])  # as a full disk leaves it
+    assert sorted(row["seeds"] for row in document(*summary)) == [1, 2]
+    for line in ("{}", "[]", "nonsense", result("whole", "x"), result("whole", 0, test="much")):
+        file.write_text(whole + line + "\n" + whole)
+        refused(*summary, says="results.jsonl, line 5")
+    refused(*summary[:-1], "/dev/zero", says="/dev/zero")
 
 
 # ---- all -----------------------------------------------------------------------------------------------------------

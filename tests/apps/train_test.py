@@ -121,8 +121,21 @@ def refuses(root, data):
     net = ("train", "--net", "vgg:8", "--data", data)
     refused(*net, "--out", out, "--held-out", TRAIN, says="some must be left to train on")
     refused(*net, "--out", root / "absent" / "net.onnx", says="is no file in a directory that is there")
+    refused(*net, "--out", out, "--checkpoint", root / "absent" / "ck", says="--checkpoint")
+    for flag in ("--peak", "--momentum", "--mean"):
+        refused(*net, "--out", out, "--held-out", 10, flag, "nan", says=f"{flag}: nan is no number")
+    os.mkfifo(root / "pipe")  # what is there and no file stays what it is
+    refused(*net, "--out", root / "pipe", says="is no file")
+    assert (root / "pipe").is_fifo()
     refused("train", "--net", "vgg:8", "--data", root / "absent", "--out", out, says="absent")
     assert not out.exists()
+
+
+def writes_where_a_link_leads(root, data):
+    (root / "target.onnx").write_bytes(b"")
+    (root / "link.onnx").symlink_to(root / "target.onnx")
+    document("train", "--net", "vgg:8", "--data", data, "--held-out", 10, "--epochs", 1, "--out", root / "link.onnx")
+    assert (root / "link.onnx").is_symlink() and (root / "target.onnx").stat().st_size > 1_000
 
 
 with tempfile.TemporaryDirectory() as folder:
@@ -135,4 +148,5 @@ with tempfile.TemporaryDirectory() as folder:
     whole = learns_and_is_read_again(root, data, test)
     goes_on_to_the_same_bytes(root, data, whole)
     refuses(root, data)
+    writes_where_a_link_leads(root, data)
 print("ok")
