@@ -20,8 +20,9 @@ CLI::App* add_command(CLI::App& parent, Shell& shell, const std::string& name, c
   auto* command = parent.add_subcommand(name, description);
   command->add_flag("--json", shell.json, "one JSON document on standard output");
   command->footer("Example:\n  " + example);
-  command->callback([&shell, name, run = std::move(run)] {
-    shell.command = name;
+  const auto whole = parent.get_name().empty() ? name : parent.get_name() + " " + name;
+  command->callback([&shell, whole, run = std::move(run)] {
+    shell.command = whole;
     shell.run = run;
   });
   return command;
@@ -68,6 +69,9 @@ int main(int argc, char** argv) {
   shell.arguments.assign(argv + 1, argv + argc);
   CLI::App app{"Coppice: one trained classifier as small nets on many machines; any k of n answers are enough."};
   app.require_subcommand(1);
+  app.failure_message([](const CLI::App*, const CLI::Error& fault) {
+    return "coppice: " + runtime::one_line(fault.what()) + "; --help says more\n";
+  });
   app.set_version_flag("--version", COPPICE_VERSION);
   apps::add_demo(app, shell);
   apps::add_train(app, shell);
