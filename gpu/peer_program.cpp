@@ -16,13 +16,13 @@ std::string fault_of(const PeerProgram& program, std::size_t at) {
   const PeerStep& step = program.steps[at];
   const auto element = static_cast<std::int64_t>(size_of(program.element));
   if (step.stream < 0 || step.stream >= std::ssize(program.streams)) return "its stream is none of the program's";
-  if (step.bytes < 1 || step.bytes > kPeerStepBytesMax || step.bytes % element != 0)
-    return std::to_string(step.bytes) + " bytes";
   const auto inside = [&](const PeerPlace& place) {
     if (place.device < 0 || place.device >= program.devices() || place.offset < 0) return false;
     return place.offset <= sizes_of(program, place.memory)[index(place.device)] - step.bytes;
   };
   const bool combines = step.kind == PeerStep::Kind::combine, copies = step.kind == PeerStep::Kind::copy;
+  if (step.bytes < 1 || (!copies && step.bytes > kKernelBytesMax) || step.bytes % element != 0)
+    return std::to_string(step.bytes) + " bytes";
   if (!inside(step.to) || ((copies || combines) && !inside(step.from)) || (combines && !inside(step.other)))
     return "it reaches beyond its memory";
   const int device = program.streams[index(step.stream)];

@@ -54,7 +54,7 @@ struct PeerProgram {
   int devices() const { return static_cast<int>(input.size()); }
 };
 
-inline constexpr std::int64_t kPeerStepBytesMax = std::int64_t{1} << 31;
+inline constexpr std::int64_t kKernelBytesMax = std::int64_t{1} << 31;  // of one step; copies may be of any size
 
 // Everything is in its bounds, and the order can be carried out. Errors: shape_mismatch, naming the step.
 Expected<void> check(const PeerProgram& program);
