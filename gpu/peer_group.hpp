@@ -26,7 +26,8 @@ struct PeerPair {
   bool operator==(const PeerPair&) const = default;
 };
 
-// A caller's memory on one device. Both may be null where the program uses none there.
+// A caller's memory on one device, from allocate or cudaMalloc; that of CUDA's memory pools must be made accessible to
+// the other devices by its owner. Both may be null where the program uses none there.
 struct PeerBuffers {
   void* input = nullptr;
   void* output = nullptr;
