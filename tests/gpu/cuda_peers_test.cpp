@@ -4,6 +4,7 @@
 
 #include "gpu/cuda_kernels.hpp"
 #include "tests/gpu/cuda_peers_case.hpp"
+#include "tests/gpu/on_device_peers.hpp"
 #include "tests/gpu/peer_chain.hpp"
 #include "tests/gpu/peer_reference.hpp"
 
@@ -238,6 +239,17 @@ TEST_F(CudaPeers, SaysWhatIsMissing) {
   fake::refuse("cudaGetDeviceCount");
   EXPECT_FALSE(coppice_cuda_peers_v1(twice, 1, &why));
   EXPECT_NE(why.find("no NVIDIA driver or GPU here"), std::string::npos);
+}
+
+// What tests/gpu/on_device will do where a GPU is, so that it does not fail there for its own faults.
+TEST_F(CudaPeers, PassTheDevicesOwnChecks) {
+  fake::devices(3);
+  Report report;
+  check_combine(report, *peers(1), 77);
+  measure_combine(report, *peers(1), 1 << 12);
+  check_allreduce(report, open_fake_peers, 1 << 12, 256);
+  std::printf("\n");
+  EXPECT_TRUE(report.good());
 }
 
 TEST_F(CudaPeers, RefusesProgramsThatReachTooFar) {
