@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
-#include <tuple>
 #include <utility>
 
 #include "actors/call_layout.hpp"
@@ -54,10 +53,11 @@ class Draft {
     return std::exchange(out_.landing[index(rank)], out_.landing[index(rank)] + chunks * stride);
   }
 
-  // Copies over one link in one direction share a stream, whatever their tree and way; what a tree does on one rank has
-  // one of its own.
-  int link_stream(int from, int to) { return stream({from, to, kNone}, from); }
-  int own_stream(int tree, int rank) { return stream({kNone, rank, tree}, rank); }
+  // Copies over one link in one direction share a stream, whatever their tree and way; and so do a rank's kernels: GPUs
+  // tell few streams apart (eight, unless CUDA_DEVICE_MAX_CONNECTIONS says more), and memory is their bound in any
+  // case.
+  int link_stream(int from, int to) { return stream({from, to}, from); }
+  int own_stream(int rank) { return stream({rank, rank}, rank); }
 
   int add(std::int64_t time, PeerStep step) {
     std::erase(step.after, kNone);
@@ -95,7 +95,7 @@ class Draft {
     size = std::max(size, place.offset + bytes);
   }
 
-  int stream(const std::tuple<int, int, int>& key, int device) {
+  int stream(const std::pair<int, int>& key, int device) {
     const auto [at, fresh] = streams_.emplace(key, static_cast<int>(out_.streams.size()));
     if (fresh) out_.streams.push_back(device);
     return at->second;
@@ -106,14 +106,13 @@ class Draft {
   CallLayout layout_;
   gpu::PeerProgram out_;
   std::vector<std::int64_t> times_;
-  std::map<std::tuple<int, int, int>, int> streams_;
+  std::map<std::pair<int, int>, int> streams_;
 };
 
 // One tree. Its times are of half hops: a chunk leaves a rank at an even one, and is combined at the odd one before.
 class TreeDraft {
  public:
-  TreeDraft(Draft& draft, int number)
-      : draft_(draft), tree_(draft.program().trees[index(number)]), number_(number), at_(index(draft.program().ranks)) {
+  TreeDraft(Draft& draft, const TreeProgram& tree) : draft_(draft), tree_(tree), at_(index(draft.program().ranks)) {
     for (auto edge = tree_.up.rbegin(); edge != tree_.up.rend(); ++edge) {
       at_[index(edge->from)].depth_up = at_[index(edge->to)].depth_up + 1;
       height_ = std::max(height_, at_[index(edge->from)].depth_up);
@@ -193,7 +192,7 @@ class TreeDraft {
       const bool last = child + 1 == own.children.size();
       const PeerPlace other = child == 0 ? draft_.input(rank, stretch_) : slot(rank, own.children[child]);
       done = draft_.add(leaves_up(rank) - 1, {Kind::combine,
-                                              draft_.own_stream(number_, rank),
+                                              draft_.own_stream(rank),
                                               last && to ? *to : sum,
                                               sum,
                                               other,
@@ -225,18 +224,14 @@ class TreeDraft {
       own.known = combine(root, keeps(root) ? &out : nullptr);
       if (!keeps(root)) freed(own.children[0]) = {own.known.step};
       if (draft_.program().reduction == collectives::Reduction::avg)
-        own.known.step = draft_.add(leaves_up(root) - 1, {Kind::average,
-                                                          draft_.own_stream(number_, root),
-                                                          own.known.place,
-                                                          {},
-                                                          {},
-                                                          stretch_.bytes,
-                                                          {own.known.step}});
+        own.known.step = draft_.add(
+            leaves_up(root) - 1,
+            {Kind::average, draft_.own_stream(root), own.known.place, {}, {}, stretch_.bytes, {own.known.step}});
     } else if (tree_.known_at_root) {
       own.known = {out};
     } else {
       own.known = {draft_.input(root, stretch_)};
-      if (keeps(root)) copy(leaves_up(root) - 1, draft_.own_stream(number_, root), out, own.known.place, {});
+      if (keeps(root)) copy(leaves_up(root) - 1, draft_.own_stream(root), out, own.known.place, {});
     }
   }
 
@@ -258,7 +253,7 @@ class TreeDraft {
 
   Draft& draft_;
   const TreeProgram& tree_;
-  int number_, height_ = 0;
+  int height_ = 0;
   std::vector<Rank> at_;
   std::vector<Lane> lanes_;
   std::int64_t chunk_ = 0;
@@ -301,13 +296,13 @@ gpu::Reduction on_gpu(collectives::Reduction reduction) {
 
 gpu::PeerProgram peer_program(const collectives::Program& program, std::int64_t window) {
   Draft draft(program, window);
-  for (int tree = 0; tree < std::ssize(program.trees); ++tree) TreeDraft(draft, tree).run();
+  for (const TreeProgram& tree : program.trees) TreeDraft(draft, tree).run();
   // No tree carries the root's own part.
   const bool gathers = program.operation == collectives::Operation::gather;
   if (gathers || program.operation == collectives::Operation::scatter) {
     const Stretch own = collectives::part_of(program, program.root);
     const auto in = draft.input(program.root, own), out = draft.output(program.root, own);
-    if (own.bytes > 0) draft.add(0, {Kind::copy, draft.own_stream(0, program.root), out, in, {}, own.bytes});
+    if (own.bytes > 0) draft.add(0, {Kind::copy, draft.own_stream(program.root), out, in, {}, own.bytes});
   }
   return std::move(draft).sorted();
 }

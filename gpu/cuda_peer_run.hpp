@@ -13,8 +13,14 @@ namespace coppice::gpu {
 // own.
 class DeviceKept {
  public:
-  DeviceKept() { check(cudaGetDevice(&ordinal_), "cudaGetDevice"); }
-  ~DeviceKept() { static_cast<void>(cudaSetDevice(ordinal_)); }
+  DeviceKept() {
+    forget_refusal();  // a launch asks for the latest one, whoever's it was
+    check(cudaGetDevice(&ordinal_), "cudaGetDevice");
+  }
+  ~DeviceKept() {
+    static_cast<void>(cudaSetDevice(ordinal_));
+    forget_refusal();
+  }
   DeviceKept(const DeviceKept&) = delete;
   DeviceKept& operator=(const DeviceKept&) = delete;
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <set>
+#include <utility>
 
 #include "gpu/cuda_kernels.hpp"
 #include "tests/gpu/cuda_fake_parts.hpp"
@@ -77,6 +78,7 @@ void reset() {
   state().fail = 0;
   state().failed.clear();
   state().refused.clear();
+  static_cast<void>(cudaGetLastError());
   engines(Engines::all);
   forget_devices();
 }
@@ -95,12 +97,19 @@ void fail(std::size_t call) { state().fail = call; }
 const std::string& failed() { return state().failed; }
 void refuse(const std::string& call) { state().refused.insert(call); }
 
+namespace {
+thread_local cudaError_t latest = cudaSuccess;
+}
+
 bool fails(const std::string& call) {
   const Guard guard(state().mutex);
   state().calls.push_back(call);
   if (state().calls.size() == state().fail) state().failed = call;
-  return state().calls.size() == state().fail || state().refused.contains(call);
+  const bool fails = state().calls.size() == state().fail || state().refused.contains(call);
+  if (fails && call.starts_with("cuda")) refused(cudaErrorUnknown);
+  return fails;
 }
+cudaError_t refused(cudaError_t why) { return latest = why; }
 void lend(const void* what) {
   const Guard guard(state().mutex);
   state().lent.insert(what);
@@ -160,6 +169,7 @@ cudaError_t launch(const Job& job, cudaStream_t stream) {
   if (fake::fails(fake::name_of<Job>())) return cudaErrorLaunchFailure;
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess || device != stream->device) return cudaErrorInvalidResourceHandle;
+  if (const auto stale = cudaGetLastError(); stale != cudaSuccess) return stale;  // as gpu/cuda_kernels.cu would
   fake::enqueue(stream, [job] { fake::run(job); });
   return cudaSuccess;
 }
@@ -170,7 +180,7 @@ COPPICE_EACH_JOB(COPPICE_LAUNCH)
 
 using namespace coppice::gpu::fake;
 
-cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaGetLastError() { return std::exchange(latest, cudaSuccess); }
 const char* cudaGetErrorString(cudaError_t) { return "made to fail"; }
 cudaError_t cudaMalloc(void** place, std::size_t bytes) {
   int device = 0;

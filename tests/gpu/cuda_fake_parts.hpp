@@ -17,10 +17,11 @@ namespace coppice::gpu::fake {
 using Work = std::function<void()>;
 using Guard = std::lock_guard<std::recursive_mutex>;
 
-std::recursive_mutex& mutex();        // nets run on several threads
-bool fails(const std::string& call);  // counts it
-void lend(const void* what);          // a handle or memory
-void give_back(const void* what);     // aborts where it is not lent
+std::recursive_mutex& mutex();         // nets run on several threads
+bool fails(const std::string& call);   // counts it
+cudaError_t refused(cudaError_t why);  // what this thread's next cudaGetLastError says too
+void lend(const void* what);           // a handle or memory
+void give_back(const void* what);      // aborts where it is not lent
 bool is_lent(const void* what);
 void enqueue(cudaStream_t stream, const Work& work);  // now into its capture, or later
 void run_all(cudaStream_t stream);                    // and whatever it waits for

@@ -131,7 +131,7 @@ cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer) {
 cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned) {
   if (fails("cudaDeviceEnablePeerAccess")) return cudaErrorUnknown;
   if (all().apart.contains({current, peer})) return cudaErrorPeerAccessUnsupported;
-  return all().reached.insert({current, peer}).second ? cudaSuccess : cudaErrorPeerAccessAlreadyEnabled;
+  return all().reached.insert({current, peer}).second ? cudaSuccess : refused(cudaErrorPeerAccessAlreadyEnabled);
 }
 cudaError_t cudaMemcpyPeerAsync(void* to, int to_device, const void* from, int from_device, std::size_t bytes,
                                 cudaStream_t stream) {
@@ -204,5 +204,5 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   const Guard guard(mutex());
   if (fails("cudaEventQuery")) return cudaErrorUnknown;
-  return !event->latest || event->latest->over ? cudaSuccess : cudaErrorNotReady;
+  return !event->latest || event->latest->over ? cudaSuccess : refused(cudaErrorNotReady);
 }
