@@ -128,7 +128,7 @@ class CudaPeerRun final : public PeerRun {
       try {
         carry_out(step, buffers);
       } catch (const Fault& fault) {
-        throw Fault(fault.code, in_words(program_, step) + ": " + fault.what());
+        throw Fault(fault.code, in_words(program_, step, ordinals_) + ": " + fault.what());
       }
     });
   }

@@ -72,22 +72,24 @@ PeerOrder order_of(const PeerProgram& program) {
   return order;
 }
 
-std::string in_words(const PeerProgram& program, std::size_t step) {
+std::string in_words(const PeerProgram& program, std::size_t step, const std::vector<int>& ordinals) {
+  const auto name = [&](int device) {
+    return ordinals.empty() ? "device " + std::to_string(device) : "cuda:" + std::to_string(ordinals[index(device)]);
+  };
   const PeerStep& at = program.steps[step];
-  const std::string to = "device " + std::to_string(at.to.device);
   std::string what = "step " + std::to_string(step) + " (";
   switch (at.kind) {
     case PeerStep::Kind::copy:
-      what += "copy from device " + std::to_string(at.from.device) + " to " + to;
+      what += "copy from " + name(at.from.device) + " to ";
       break;
     case PeerStep::Kind::combine:
-      what += "combine on " + to;
+      what += "combine on ";
       break;
     case PeerStep::Kind::average:
-      what += "average on " + to;
+      what += "average on ";
       break;
   }
-  return what + ")";
+  return what + name(at.to.device) + ")";
 }
 
 }  // namespace coppice::gpu

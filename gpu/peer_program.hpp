@@ -67,7 +67,7 @@ struct PeerOrder {
 };
 PeerOrder order_of(const PeerProgram& program);
 
-// "step 12 (copy from device 0 to device 3)"
-std::string in_words(const PeerProgram& program, std::size_t step);
+// "step 12 (copy from device 0 to device 3)"; where CUDA's numbers of the devices are given, "cuda:4" for device 0.
+std::string in_words(const PeerProgram& program, std::size_t step, const std::vector<int>& ordinals = {});
 
 }  // namespace coppice::gpu

@@ -218,7 +218,7 @@ TEST_F(CudaPeers, AFailureNamesDeviceStepAndCall) {
   fake::refuse("cudaMemcpyPeerAsync");
   const std::vector<PeerBuffers> buffers{{a.get(), a.get()}, {b.get(), b.get()}};
   EXPECT_EQ(prepared->start(buffers).error().what,
-            "run: cuda:1: step 0 (copy from device 1 to device 0): cudaMemcpyPeerAsync: made to fail");
+            "run: cuda:1: step 0 (copy from cuda:1 to cuda:0): cudaMemcpyPeerAsync: made to fail");
   fake::reset();
   fake::devices(2);
   ASSERT_TRUE(prepared->start(buffers));  // what failed once is not held against the next
@@ -274,6 +274,10 @@ TEST_F(CudaPeers, RefusesProgramsThatReachTooFar) {
   EXPECT_TRUE(refused([](PeerProgram& p) { p.landing[0] = 8; }));
   EXPECT_TRUE(refused([](PeerProgram& p) { p.streams[2] = 1; }));
   EXPECT_TRUE(refused([](PeerProgram& p) { p.output.pop_back(); }));
+  auto far = sound;
+  far.steps[0].to.offset = -1;
+  EXPECT_EQ(check(far).error().what,
+            "peer program: step 0 (copy from device 2 to device 1): it reaches beyond its memory");
 }
 
 }  // namespace
