@@ -7,7 +7,6 @@
 namespace coppice::gpu {
 namespace {
 
-constexpr int kCapabilityMin = 75;
 constexpr int kBatchMax = 65'536;
 
 class CudaDevice final : public Device {
@@ -54,24 +53,7 @@ extern "C" __attribute__((visibility("default"))) coppice::gpu::Device* coppice_
     int ordinal, coppice::gpu::Precision precision, std::string* why) {
   using namespace coppice::gpu;
   try {
-    int count = 0;
-    const auto status = cudaGetDeviceCount(&count);
-    if (status != cudaSuccess || count == 0) {
-      *why = std::string("no NVIDIA driver or GPU here (") +
-             (status != cudaSuccess ? cudaGetErrorString(status) : "0 devices") + ")";
-      return nullptr;
-    }
-    if (ordinal < 0 || ordinal >= count) {
-      *why = "the GPUs here are cuda:0 to cuda:" + std::to_string(count - 1);
-      return nullptr;
-    }
-    int major = 0, minor = 0;
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal), "cudaDeviceGetAttribute");
-    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal), "cudaDeviceGetAttribute");
-    if (major * 10 + minor < kCapabilityMin) {
-      *why = "its compute capability is " + std::to_string(major) + "." + std::to_string(minor) + ", 7.5 is needed";
-      return nullptr;
-    }
+    if (*why = why_not(ordinal); !why->empty()) return nullptr;
     check(cudaSetDevice(ordinal), "cudaSetDevice");
     check(cudaFree(nullptr), "cudaFree");  // starts the device: what is wrong with it shows here
     return new CudaDevice(ordinal, precision);

@@ -4,6 +4,11 @@
 #include <limits>
 
 namespace coppice::gpu {
+namespace {
+
+constexpr int kCapabilityMin = 75;
+
+}  // namespace
 
 void check(cudaError_t status, const char* call) {
   if (status != cudaSuccess)
@@ -13,6 +18,21 @@ void check(cudaError_t status, const char* call) {
 void check(cudnnStatus_t status, const char* call) {
   if (status != CUDNN_STATUS_SUCCESS)
     throw Fault(ErrorCode::device_failed, std::string(call) + ": " + cudnnGetErrorString(status));
+}
+
+std::string why_not(int ordinal) {
+  int count = 0;
+  const auto status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0)
+    return std::string("no NVIDIA driver or GPU here (") +
+           (status != cudaSuccess ? cudaGetErrorString(status) : "0 devices") + ")";
+  if (ordinal < 0 || ordinal >= count) return "the GPUs here are cuda:0 to cuda:" + std::to_string(count - 1);
+  int major = 0, minor = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal), "cudaDeviceGetAttribute");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal), "cudaDeviceGetAttribute");
+  if (major * 10 + minor < kCapabilityMin)
+    return "its compute capability is " + std::to_string(major) + "." + std::to_string(minor) + ", 7.5 is needed";
+  return "";
 }
 
 int narrow(std::int64_t value) {

@@ -25,6 +25,9 @@ struct Fault : std::runtime_error {
 void check(cudaError_t status, const char* call);
 void check(cudnnStatus_t status, const char* call);
 
+// Why a device of this number cannot be used, in one line; empty: it can. Throws Fault.
+std::string why_not(int ordinal);
+
 // The value as the libraries count; a Fault where it is too large.
 int narrow(std::int64_t value);
 
@@ -39,6 +42,7 @@ template <class T, auto destroy>
 using Owned = std::unique_ptr<std::remove_pointer_t<T>, Destroy<destroy>>;
 
 using Stream = Owned<cudaStream_t, cudaStreamDestroy>;
+using Event = Owned<cudaEvent_t, cudaEventDestroy>;
 using Graph = Owned<cudaGraph_t, cudaGraphDestroy>;
 using ReadyGraph = Owned<cudaGraphExec_t, cudaGraphExecDestroy>;
 using DeviceMemory = Owned<void*, cudaFree>;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "gpu/cuda_jobs.hpp"
+#include "gpu/cuda_peer_jobs.hpp"
 #include "gpu/cuda_training_jobs.hpp"
 
 namespace coppice::gpu {
@@ -24,7 +25,7 @@ struct SumsUp<Job, std::void_t<decltype(std::declval<Job>().terms())>> : std::tr
 #define COPPICE_EACH_JOB(X)                                                                                  \
   X(Pointwise) X(Strided) X(DirectConvolution) X(PoolGradient) X(ClampGradient) X(RunningNorm) X(NormApply)  \
   X(NormGradient) X(Descent) X(Pool) X(RowProducts) X(RepeatedSum) X(BiasGradient) X(BatchStatistics)        \
-  X(NormGradientSums)
+  X(NormGradientSums) X(Combine) X(Average)
 // clang-format on
 
 }  // namespace coppice::gpu

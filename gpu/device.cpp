@@ -1,9 +1,6 @@
 #include "gpu/device.hpp"
 
-#include <dlfcn.h>
-
 #include <charconv>
-#include <filesystem>
 #include <optional>
 
 #include "gpu/cuda_plugin.hpp"
@@ -16,25 +13,10 @@ unexpected<Error> unavailable(const std::string& what) {
 }
 
 Expected<std::unique_ptr<Device>> make_cuda_device(int ordinal, Precision precision) {
-  std::error_code ignored;
-  const auto here = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path();
-  void* plugin = nullptr;
-  std::string why;
-  for (const auto& place : {(here / kCudaPluginFile).string(), (here / "../lib/coppice" / kCudaPluginFile).string(),
-                            std::string(kCudaPluginFile)}) {
-    // Never unloaded: the driver keeps threads of its own.
-    plugin = ::dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (plugin) break;
-    if (const char* text = ::dlerror(); text && std::filesystem::exists(place)) why = text;
-  }
-  if (!plugin)
-    return unavailable(why.empty() ? std::string("device cuda: ") + kCudaPluginFile +
-                                         " is not beside the program: build where nvcc is, or use device cpu"
-                                   : "device cuda: " + why);
-  const auto make = reinterpret_cast<CudaDeviceEntry>(::dlsym(plugin, kCudaPluginEntry));
-  if (!make) return unavailable(std::string("device cuda: ") + kCudaPluginFile + " is of another version");
+  const auto entry = cuda_plugin_entry(kCudaPluginEntry);
+  if (!entry) return unexpected(entry.error());
   std::string fault;
-  std::unique_ptr<Device> device(make(ordinal, precision, &fault));
+  std::unique_ptr<Device> device(reinterpret_cast<CudaDeviceEntry>(*entry)(ordinal, precision, &fault));
   if (!device) return unavailable("device cuda:" + std::to_string(ordinal) + ": " + fault);
   return device;
 }

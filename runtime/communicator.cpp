@@ -6,6 +6,7 @@
 #include <mutex>
 #include <optional>
 
+#include "actors/call_layout.hpp"
 #include "actors/on_this_thread.hpp"
 #include "actors/type_ids.hpp"
 #include "runtime/doorsteps.hpp"
@@ -306,37 +307,16 @@ Completion Communicator::call(Operation operation, collectives::Element element,
     shared->complete(bad_input(std::string(name(operation)) + ": " + why));
     return completion;
   };
-  const bool rooted = operation == Operation::broadcast || operation == Operation::reduce ||
-                      operation == Operation::gather || operation == Operation::scatter;
+  const auto layout = actors::layout_of(operation);
   const int ranks = size(), me = rank();
-  if (rooted && (root < 0 || root >= ranks))
+  if (layout.rooted && (root < 0 || root >= ranks))
     return refuse("root " + std::to_string(root) + " is no rank; there are " + std::to_string(ranks));
   const bool at_root = me == root;
   const auto parts = static_cast<std::size_t>(ranks);
 
-  // Which of the two buffers is the whole, and which is this rank's part of it.
-  std::size_t whole = in.size();
-  bool in_is_part = false, out_is_part = false, out_used = true, in_used = true;
-  switch (operation) {
-    case Operation::broadcast:
-    case Operation::allreduce: break;
-    case Operation::reduce: out_used = at_root; break;
-    case Operation::allgather:
-      in_is_part = true;
-      whole = in.size() * parts;
-      break;
-    case Operation::reduce_scatter: out_is_part = true; break;
-    case Operation::gather:
-      in_is_part = true;
-      whole = in.size() * parts;
-      out_used = at_root;
-      break;
-    case Operation::scatter:
-      out_is_part = true;
-      whole = out.size() * parts;
-      in_used = at_root;
-      break;
-  }
+  const bool in_is_part = layout.in_is_part, out_is_part = layout.out_is_part;
+  const bool in_used = at_root || !layout.in_at_root_only, out_used = at_root || !layout.out_at_root_only;
+  const std::size_t whole = operation == Operation::scatter ? out.size() * parts : in.size() * (in_is_part ? parts : 1);
   if (whole % collectives::size_of(element) != 0) return refuse("the buffer holds no whole number of elements");
   const std::size_t part = whole / parts;
   if (in_used && in.size() != (in_is_part ? part : whole)) return refuse("a buffer of " + std::to_string(in.size()) + " bytes to send, not " + std::to_string(in_is_part ? part : whole));
@@ -358,7 +338,7 @@ Completion Communicator::call(Operation operation, collectives::Element element,
   const auto promise = std::make_shared<Promise>(shared);
   actors::StartCall start;
   start.kind = {operation, element, collectives::combines(operation) ? reduction : collectives::Reduction::sum,
-                rooted ? root : -1, static_cast<std::int64_t>(whole)};
+                layout.rooted ? root : -1, static_cast<std::int64_t>(whole)};
   start.buffer = std::move(buffer);
   start.done = [promise](actors::CallResult result) {
     if (result) return promise->keep(std::move(*result));

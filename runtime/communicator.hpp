@@ -11,7 +11,6 @@
 #pragma once
 
 #include <chrono>
-#include <concepts>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -22,33 +21,10 @@
 #include "actors/communicator.hpp"
 #include "collectives/hybrid.hpp"
 #include "runtime/cluster.hpp"
+#include "runtime/collectable.hpp"
 #include "runtime/error.hpp"
 
 namespace coppice::runtime {
-
-struct float16 {
-  std::uint16_t bits;
-};
-struct bfloat16 {
-  std::uint16_t bits;
-};
-
-template <class T>
-inline constexpr collectives::Element kElementOf = collectives::Element::bytes;
-template <>
-inline constexpr collectives::Element kElementOf<float> = collectives::Element::float32;
-template <>
-inline constexpr collectives::Element kElementOf<float16> = collectives::Element::float16;
-template <>
-inline constexpr collectives::Element kElementOf<bfloat16> = collectives::Element::bfloat16;
-template <>
-inline constexpr collectives::Element kElementOf<std::int32_t> = collectives::Element::int32;
-template <>
-inline constexpr collectives::Element kElementOf<std::int64_t> = collectives::Element::int64;
-
-template <class T>
-concept Collectable = std::same_as<T, float> || std::same_as<T, float16> || std::same_as<T, bfloat16> ||
-                      std::same_as<T, std::int32_t> || std::same_as<T, std::int64_t> || std::same_as<T, std::byte>;
 
 // A call that has been made. Copies are of the same call.
 class Completion {

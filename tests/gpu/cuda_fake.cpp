@@ -3,22 +3,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <map>
-#include <memory>
-#include <mutex>
 #include <set>
+#include <utility>
 
 #include "gpu/cuda_kernels.hpp"
 #include "tests/gpu/cuda_fake_parts.hpp"
 
-struct CUstream_st {
-  std::deque<coppice::gpu::fake::Work> queue;
-  struct CUgraph_st* capture = nullptr;
-};
-struct CUgraph_st {
-  std::vector<coppice::gpu::fake::Work> works;
-};
 struct CUgraphExec_st {
   std::vector<coppice::gpu::fake::Work> works;
 };
@@ -26,12 +17,16 @@ struct CUgraphExec_st {
 namespace coppice::gpu::fake {
 namespace {
 
+struct Block {
+  std::size_t bytes;
+  int device;  // -1: pinned
+};
+
 struct State {
-  std::recursive_mutex mutex;  // nets run on several threads
+  std::recursive_mutex mutex;
   std::vector<std::string> calls;
   std::set<const void*> lent;
-  std::map<const void*, std::size_t> memory;  // the device's and pinned memory, with its bytes
-  std::set<CUstream_st*> streams;
+  std::map<const void*, Block> memory;
   std::size_t fail = 0;
   std::string failed;
   std::set<std::string> refused;
@@ -42,38 +37,33 @@ State& state() {
   return one;
 }
 
-using Guard = std::lock_guard<std::recursive_mutex>;
-
-void run_all(CUstream_st* stream) {
-  while (!stream->queue.empty()) {
-    const Work work = std::move(stream->queue.front());
-    stream->queue.pop_front();
-    work();
-  }
-}
-
-cudaError_t lend_memory(void** place, std::size_t bytes, const char* call) {
+cudaError_t lend_memory(void** place, std::size_t bytes, const char* call, int device) {
   const Guard guard(state().mutex);
   if (fails(call)) return cudaErrorMemoryAllocation;
   *place = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   std::memset(*place, 0xff, bytes);  // not a number, as float32 and as float16
   lend(*place);
-  state().memory[*place] = std::max<std::size_t>(bytes, 1);
+  state().memory[*place] = {std::max<std::size_t>(bytes, 1), device};
   return cudaSuccess;
+}
+
+// Where it is memory of ours; none: it is plain.
+const Block* block_of(const void* place) {
+  const auto after = state().memory.upper_bound(place);
+  if (after == state().memory.begin()) return nullptr;
+  const auto& [begin, block] = *std::prev(after);
+  return place < static_cast<const std::byte*>(begin) + block.bytes ? &block : nullptr;
 }
 
 bool is_device_or_pinned(const void* place) {
   const Guard guard(state().mutex);
-  const auto after = state().memory.upper_bound(place);
-  if (after == state().memory.begin()) return false;
-  const auto& [begin, bytes] = *std::prev(after);
-  return place < static_cast<const std::byte*>(begin) + bytes;
+  return block_of(place) != nullptr;
 }
 
 cudaError_t free_memory(void* place) {
   const Guard guard(state().mutex);
   if (!place) return cudaSuccess;
-  for (auto* stream : state().streams) run_all(stream);  // as cudaFree does
+  run_everything();  // as cudaFree does
   give_back(place);
   state().memory.erase(place);
   std::free(place);
@@ -88,7 +78,16 @@ void reset() {
   state().fail = 0;
   state().failed.clear();
   state().refused.clear();
+  static_cast<void>(cudaGetLastError());
   engines(Engines::all);
+  forget_devices();
+}
+
+std::recursive_mutex& mutex() { return state().mutex; }
+int device_of(const void* memory) {
+  const Guard guard(state().mutex);
+  const auto* block = block_of(memory);
+  return block ? block->device : -1;
 }
 
 const std::vector<std::string>& calls() { return state().calls; }
@@ -98,12 +97,19 @@ void fail(std::size_t call) { state().fail = call; }
 const std::string& failed() { return state().failed; }
 void refuse(const std::string& call) { state().refused.insert(call); }
 
+namespace {
+thread_local cudaError_t latest = cudaSuccess;
+}
+
 bool fails(const std::string& call) {
   const Guard guard(state().mutex);
   state().calls.push_back(call);
   if (state().calls.size() == state().fail) state().failed = call;
-  return state().calls.size() == state().fail || state().refused.contains(call);
+  const bool fails = state().calls.size() == state().fail || state().refused.contains(call);
+  if (fails && call.starts_with("cuda")) refused(cudaErrorUnknown);
+  return fails;
 }
+cudaError_t refused(cudaError_t why) { return latest = why; }
 void lend(const void* what) {
   const Guard guard(state().mutex);
   state().lent.insert(what);
@@ -121,7 +127,7 @@ void enqueue(cudaStream_t stream, const Work& work) {
   if (stream->capture)
     stream->capture->works.push_back(work);
   else
-    stream->queue.push_back(work);
+    stream->queue.push_back({work});
 }
 
 namespace {
@@ -161,6 +167,9 @@ namespace coppice::gpu {
 template <class Job>
 cudaError_t launch(const Job& job, cudaStream_t stream) {
   if (fake::fails(fake::name_of<Job>())) return cudaErrorLaunchFailure;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device != stream->device) return cudaErrorInvalidResourceHandle;
+  if (const auto stale = cudaGetLastError(); stale != cudaSuccess) return stale;  // as gpu/cuda_kernels.cu would
   fake::enqueue(stream, [job] { fake::run(job); });
   return cudaSuccess;
 }
@@ -171,21 +180,15 @@ COPPICE_EACH_JOB(COPPICE_LAUNCH)
 
 using namespace coppice::gpu::fake;
 
-cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 2;
-  return fails("cudaGetDeviceCount") ? cudaErrorNoDevice : cudaSuccess;
-}
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? (device == 0 ? 9 : 7) : 0;
-  return fails("cudaDeviceGetAttribute") ? cudaErrorUnknown : cudaSuccess;
-}
-cudaError_t cudaSetDevice(int) { return fails("cudaSetDevice") ? cudaErrorUnknown : cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaGetLastError() { return std::exchange(latest, cudaSuccess); }
 const char* cudaGetErrorString(cudaError_t) { return "made to fail"; }
-cudaError_t cudaMalloc(void** place, std::size_t bytes) { return lend_memory(place, bytes, "cudaMalloc"); }
+cudaError_t cudaMalloc(void** place, std::size_t bytes) {
+  int device = 0;
+  return cudaGetDevice(&device) == cudaSuccess ? lend_memory(place, bytes, "cudaMalloc", device) : cudaErrorUnknown;
+}
 cudaError_t cudaFree(void* place) { return free_memory(place); }
 cudaError_t cudaHostAlloc(void** place, std::size_t bytes, unsigned) {
-  return lend_memory(place, bytes, "cudaHostAlloc");
+  return lend_memory(place, bytes, "cudaHostAlloc", -1);
 }
 cudaError_t cudaFreeHost(void* place) { return free_memory(place); }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
@@ -205,29 +208,6 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
 cudaError_t cudaMemsetAsync(void* place, int value, std::size_t bytes, cudaStream_t stream) {
   if (fails("cudaMemsetAsync")) return cudaErrorUnknown;
   enqueue(stream, [=] { std::memset(place, value, bytes); });
-  return cudaSuccess;
-}
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  if (fails("cudaStreamCreateWithFlags")) return cudaErrorUnknown;
-  const Guard guard(state().mutex);
-  *stream = new CUstream_st;
-  lend(*stream);
-  state().streams.insert(*stream);
-  return cudaSuccess;
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  const Guard guard(state().mutex);
-  run_all(stream);
-  give_back(stream);
-  state().streams.erase(stream);
-  delete stream;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  const Guard guard(state().mutex);
-  if (fails("cudaStreamSynchronize")) return cudaErrorUnknown;
-  if (stream->capture) return cudaErrorStreamCaptureUnsupported;
-  run_all(stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {

@@ -1,4 +1,5 @@
-// What tests/gpu/on_device runs where a GPU is: every operator, training and speed on cuda:0, in each precision.
+// What tests/gpu/on_device runs where a GPU is: every operator, training and speed on cuda:0, in each precision; what a
+// reduction does there, and one over all GPUs where there are several.
 //
 // Prints one JSON document. Exit 0: all agree with the reference; 1: something does not, or failed. Also takes another
 // device's name, "cpu", to check itself; then parts that it lacks count as failed.
@@ -15,12 +16,11 @@
 #include "gpu/device.hpp"
 #include "gpu/training.hpp"
 #include "tests/gpu/cuda_nets.hpp"
+#include "tests/gpu/on_device_peers.hpp"
 #include "tests/gpu/training_reference.hpp"
 
 namespace coppice::gpu {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // The largest difference to the reference in double precision, over the largest number there (or 1). TF32 keeps 10 bits
 // of what it multiplies, float16 keeps 10 bits of every value between layers too. A gradient changes at once where such
@@ -33,62 +33,6 @@ const std::vector<Precise> kPrecisions{{"", 1e-3, 5e-3}, {":tf32", 1e-2, 0.2}, {
 
 constexpr int kWarmUps = 100, kRuns = 2'000;
 constexpr double kPartSecondsMax = 1;  // of each measurement
-constexpr double kSecondsMax = 200;    // of all of it
-
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
-
-// ---- JSON ----------------------------------------------------------------------------------------------------------
-
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') out += '\\';
-    if (static_cast<unsigned char>(c) >= 0x20) out += c;
-  }
-  return out + "\"";
-}
-std::string json(const std::string& text) { return quoted(text); }
-std::string json(int value) { return std::to_string(value); }
-std::string json(double value) {  // JSON has no infinity
-  char text[32];
-  std::snprintf(text, sizeof text, "%.4g", std::isfinite(value) ? value : 1e300);
-  return text;
-}
-std::string object() { return "}"; }
-template <class T, class... Rest>
-std::string object(const std::string& key, const T& value, const Rest&... rest) {
-  return quoted(key) + ":" + json(value) + (sizeof...(rest) > 0 ? "," : "") + object(rest...);
-}
-template <class... All>
-std::string row(const All&... all) {
-  return "{" + object(all...);
-}
-
-class Report {
- public:
-  void begin(const std::string& section) {
-    std::printf("%s\n%s:[", sections_++ ? "," : "", quoted(section).c_str());
-    rows_ = 0;
-  }
-  void end() { std::printf("]"); }
-  void add(const std::string& text) {
-    std::printf("%s\n%s", rows_++ ? "," : "", text.c_str());
-    std::fflush(stdout);
-  }
-  // A row that may be wrong.
-  void add(bool good, const std::string& text) {
-    good_ = good_ && good;
-    add(text);
-  }
-  bool good() const { return good_; }
-  bool late() const { return seconds_since(begin_) > kSecondsMax; }  // then what is only measured is left out
-  double seconds() const { return seconds_since(begin_); }
-
- private:
-  int sections_ = 1, rows_ = 0;  // the device's name stands before them
-  bool good_ = true;
-  Clock::time_point begin_ = Clock::now();
-};
 
 // ---- numbers -------------------------------------------------------------------------------------------------------
 
@@ -414,6 +358,7 @@ int run(const std::string& spec, const std::string& card) {
   });
   section("latency", [&](Device& device, const Precise&) { measure_latency(report, device); });
   section("side_by_side", [&](Device& device, const Precise&) { measure_side_by_side(report, device); });
+  if (spec != "cpu") check_peers(report);
   const bool threads = same_on_threads(*devices.front());
   std::printf(",\n\"same_on_threads\":%s,\"complete\":%s,\"good\":%s}\n", threads ? "true" : "false",
               report.late() ? "false" : "true", threads && report.good() ? "true" : "false");
