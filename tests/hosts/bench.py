@@ -104,7 +104,7 @@ def measure_ours(coppice: str, lab: netlab.Lab, op: str, planner: str, bytes: st
         return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit status {done.returncode}"}
     run = json.loads(done.stdout)
     return {"bytes": run["bytes"], "seconds": run["seconds"], "mbit_per_s": run["algbw"], "verified": run["verified"],
-            "trees": run["trees"], "chunks": run["chunks"], "attempts": run["attempts"],
+            "trees": run["trees"], "chunks": run["chunks"], "attempts": run["attempts"], "replans": run["replans"],
             "fraction_of_bound": run["fraction_of_bound"]}
 
 
@@ -178,7 +178,8 @@ def table(results: Results) -> Iterator[str]:
                 continue
             shown = lambda value: "–" if value is None else f"{value:.2f}"
             beside = lambda who: shown(ratio(results, name, op, "exact", who)) + (
-                f" ({expected(results, name, op, who):.2f})" if ratio(results, name, op, "exact", who) else "")
+                f" ({expected(results, name, op, who):.2f})" if ratio(results, name, op, "exact", who) else "") + (
+                "†" if (results.find(topology=name, op=op, who=who) or {}).get("replans") else "")
             over = ratio(results, name, op, "exact", "best peer")
             fractions[op].append(exact["fraction_of_bound"])
             if over and name != "star4":
@@ -188,7 +189,7 @@ def table(results: Results) -> Iterator[str]:
                 + [beside(who) for who in ("mwu", "rs_ag", "rings", "best_ring")]
                 + [shown(ratio(results, name, op, "best_ring", "peers' ring")), shown(over)]) + " |"
     yield ""
-    yield "In brackets: what the simulator expects.  "
+    yield "In brackets: what the simulator expects. †: a link was taken for slow, and other trees than the plan's were used.  "
     for op in OPERATIONS:
         if fractions[op]:
             yield (f"{op}: geometric mean {statistics.geometric_mean(fractions[op]):.3f} of the bound, worst {min(fractions[op]):.3f}"
