@@ -20,7 +20,7 @@ struct StudyOptions {
   std::string data;
   std::vector<int> widths{32, 32, 64, 64, 128, 128};  // of the base, a VGG
   int groups = 5;
-  std::vector<double> budgets{0.1, 0.05, 0.025};  // multiply-adds of a sub-net, of the base's
+  std::vector<double> budgets{0.1, 0.05, 0.03};  // multiply-adds of a sub-net, of the base's
   int seeds = 5, first_seed = 0;  // as many from that one on: several runs may share the work
   int base_epochs = 8, epochs = 6;
   float base_peak = 0.1F, peak = 0.15F;
