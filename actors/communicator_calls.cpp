@@ -113,7 +113,7 @@ void spawn_relays(Self* self, State& state, const RunId& run_id, Call& call) {
     auto progress = std::make_shared<RelayProgress>();
     auto relay = spawn_collective_relay(
         self, {run_id, fingerprint(call.start.kind), tree, state.options.session, state.options.names, progress, state.options.hops,
-                         is_eager(state, call.start.kind, *call.program) ? state.options.acks : nullptr},
+               is_eager(state, call.start.kind, *call.program) ? state.options.acks : nullptr},
         CollectiveRelayState(*call.program, tree, state.options.rank, call.start.buffer), state.port);
     self->monitor(relay);
     if (trees[tree].wait_us > 0)

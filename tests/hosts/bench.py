@@ -72,26 +72,27 @@ class Results:
               file=sys.stderr, flush=True)
 
 
+def planned(coppice: str, topology: pathlib.Path, op: str, planner: str, root: str, *more: str) -> dict[str, Any] | None:
+    """What `coppice plan` says; none: the planner has no such plan here."""
+    flags = ["--root", root] if op == "broadcast" else []
+    done = subprocess.run([coppice, "plan", "--topology", topology, "--op", op, "--planner", planner, "--json", *flags, *more],
+                          capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
 def predicted(coppice: str, topology: pathlib.Path, op: str, planner: str, root: str) -> Fraction | None:
     """The rate of the plan at full scale, Mbit/s; none: the planner has none here."""
-    flags = ["--root", root] if op == "broadcast" else []
-    done = subprocess.run([coppice, "plan", "--topology", topology, "--op", op, "--planner", planner, "--json", *flags],
-                          capture_output=True, text=True)
-    return Fraction(json.loads(done.stdout)["rate"]) if done.returncode == 0 else None
+    plan = planned(coppice, topology, op, planner, root)
+    return Fraction(plan["rate"]) if plan else None
 
 
 def simulated(coppice: str, lab: netlab.Lab, op: str, planner: str, bytes: str, chunks: int) -> float | None:
     """Mbit/s by the simulator, of the lab as it is; none: it has no such plan."""
     with tempfile.TemporaryDirectory(prefix="coppice-bench-") as directory:
         topology = lab.write_cluster(pathlib.Path(directory)).parent / "topology.json"
-        flags = ["--root", lab.hosts[0]] if op == "broadcast" else []
-        done = subprocess.run([coppice, "plan", "--topology", topology, "--op", op, "--planner", planner, "--json", *flags,
-                               "--bytes", bytes, "--chunks", str(chunks), "--latency", str(HOP_US),
-                               "--overhead", str(CHUNK_OVERHEAD_BYTES)], capture_output=True, text=True)
-    if done.returncode != 0:
-        return None
-    schedule = json.loads(done.stdout)["schedule"]
-    return schedule["bytes"] / schedule["simulated_s"] / 125_000
+        plan = planned(coppice, topology, op, planner, lab.hosts[0], "--bytes", bytes, "--chunks", str(chunks),
+                       "--latency", str(HOP_US), "--overhead", str(CHUNK_OVERHEAD_BYTES))
+    return plan["schedule"]["bytes"] / plan["schedule"]["simulated_s"] / 125_000 if plan else None
 
 
 def measure_ours(coppice: str, lab: netlab.Lab, op: str, planner: str, bytes: str, repeats: int, *more: str) -> dict[str, Any]:
