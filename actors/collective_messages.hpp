@@ -64,11 +64,14 @@ struct CollectiveRelayOptions {
   std::shared_ptr<AckLedger> acks = {};  // where its acknowledgements wait for others; none: they are sent at once
 };
 
-// Sends nothing of its own accord before BeginRelay, and quits when it is done or told to. It begins where the
-// communicator runs: for a small call that is the caller's thread.
+// Sends nothing of its own accord before BeginRelay. When it is done it holds nothing, and takes on another run or ends when
+// told to. It begins where the communicator runs: for a small call that is the caller's thread.
 caf::actor spawn_collective_relay(caf::event_based_actor* communicator, CollectiveRelayOptions options,
                                   CollectiveRelayState state, std::shared_ptr<FramePort> port);
 
+struct TakeOn {  // communicator -> relay that is done; then BeginRelay, as for a new one
+  std::shared_ptr<std::pair<CollectiveRelayOptions, CollectiveRelayState>> work;
+};
 struct BeginRelay {};
 struct RemindRelay {};  // communicator -> relay: say again what you have
 struct RelayDone {  // relay -> communicator

@@ -61,7 +61,9 @@ void end_a_relay(Self* self, const State& state) {
 void leave(State& state) {
   for (const auto& [id, call] : state.calls)
     for (const auto& [tree, relay] : call.relays) caf::anon_send_exit(relay, caf::exit_reason::user_shutdown);
+  for (const auto& relay : state.idle_relays) caf::anon_send_exit(relay, caf::exit_reason::user_shutdown);
   state.calls.clear();
+  state.idle_relays.clear();
 }
 
 caf::behavior behave(Self* self, const std::shared_ptr<State>& state) {

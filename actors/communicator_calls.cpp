@@ -103,6 +103,19 @@ void paused_if_still(Self* self, State& state, std::uint64_t id, Call& call) {
   tell_progress(self, state, {id, static_cast<std::uint32_t>(call.paused_attempt)}, &call);
 }
 
+// One that is done with another run, or a new one: to begin and to end an actor costs as much as a small call does.
+caf::actor relay_for(Self* self, State& state, CollectiveRelayOptions options, CollectiveRelayState relay) {
+  if (state.idle_relays.empty()) {
+    auto made = spawn_collective_relay(self, std::move(options), std::move(relay), state.port);
+    self->monitor(made);
+    return made;
+  }
+  auto idle = std::move(state.idle_relays.back());
+  state.idle_relays.pop_back();
+  self->send(idle, TakeOn{std::make_shared<std::pair<CollectiveRelayOptions, CollectiveRelayState>>(std::move(options), std::move(relay))});
+  return idle;
+}
+
 void spawn_relays(Self* self, State& state, const RunId& run_id, Call& call) {
   const auto& trees = call.program->trees;
   // Small calls before this one wait for their acknowledgements: not behind its data.
@@ -111,11 +124,10 @@ void spawn_relays(Self* self, State& state, const RunId& run_id, Call& call) {
   for (std::uint32_t tree = 0; tree < trees.size(); ++tree) {
     if (!collectives::takes_part(trees[tree], state.options.rank)) continue;
     auto progress = std::make_shared<RelayProgress>();
-    auto relay = spawn_collective_relay(
-        self, {run_id, fingerprint(call.start.kind), tree, state.options.session, state.options.names, progress, state.options.hops,
-               is_eager(state, call.start.kind, *call.program) ? state.options.acks : nullptr},
-        CollectiveRelayState(*call.program, tree, state.options.rank, call.start.buffer), state.port);
-    self->monitor(relay);
+    auto relay = relay_for(self, state,
+                           {run_id, fingerprint(call.start.kind), tree, state.options.session, state.options.names, progress, state.options.hops,
+                            is_eager(state, call.start.kind, *call.program) ? state.options.acks : nullptr},
+                           CollectiveRelayState(*call.program, tree, state.options.rank, call.start.buffer));
     if (trees[tree].wait_us > 0)
       self->delayed_send(relay, std::chrono::microseconds{trees[tree].wait_us}, BeginRelay{});
     else
@@ -255,7 +267,14 @@ void on_relay_done(Self* self, State& state, const RelayDone& done) {
   const auto found = state.calls.find(done.run.call);
   if (found == state.calls.end() || found->second.attempt != done.run.attempt) return;
   auto& call = found->second;
-  if (call.relays.erase(done.tree) == 0) return;
+  const auto relay = call.relays.find(done.tree);
+  if (relay == call.relays.end()) return;  // it was told to end
+  if (state.idle_relays.size() < kIdleRelaysMax) {
+    state.idle_relays.push_back(std::move(relay->second));
+  } else {
+    self->send_exit(relay->second, caf::exit_reason::user_shutdown);
+  }
+  call.relays.erase(relay);
   call.trees_done.insert(done.tree);
   state.options.router->remove(done.run, done.tree);
   if (!call.relays.empty()) return;
@@ -273,6 +292,7 @@ void on_relay_knows(Self* self, State& state, const RelayKnows& knows) {
 }
 
 void on_relay_ended(Self* self, State& state, const caf::down_msg& down) {
+  std::erase_if(state.idle_relays, [&](const caf::actor& idle) { return caf::actor_cast<caf::actor_addr>(idle) == down.source; });
   for (auto& [id, call] : state.calls) {
     for (auto relay = call.relays.begin(); relay != call.relays.end(); ++relay) {
       if (caf::actor_cast<caf::actor_addr>(relay->second) != down.source) continue;

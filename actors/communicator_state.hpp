@@ -27,6 +27,7 @@ inline constexpr auto kTick = std::chrono::milliseconds{100};
 inline constexpr auto kAskAgain = std::chrono::milliseconds{500};
 // Kinds beyond these are planned at every call: whoever calls with ever new sizes must not fill the memory.
 inline constexpr std::size_t kSettledMax = 1'024;
+inline constexpr std::size_t kIdleRelaysMax = 128;
 inline constexpr std::size_t kHistory = 64;  // calls of which something is remembered after they are over
 
 enum class Stage : std::uint8_t {
@@ -106,6 +107,7 @@ struct State {
   std::shared_ptr<FramePort> port;
   std::uint64_t next_call = 0, next_note = 0;
   std::map<std::uint64_t, Call> calls;  // that are not complete
+  std::vector<caf::actor> idle_relays;  // done with their runs: for the next ones
   std::map<std::uint64_t, std::uint32_t> finished;  // calls that are complete here, the last ones, and at which attempt
   std::map<CallKind, Program> settled;
   std::map<std::uint64_t, ProgramOffer> offers;        // for calls that this rank has not made yet

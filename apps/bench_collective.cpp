@@ -20,7 +20,7 @@ struct Options {
   int repeat = 5, warm_up = 1, patience_s = 60;
   std::int64_t chunks = 0;
   double second_share = -1, probe_s = 1.2;
-  bool no_tune = false, emulate_switching = false, survivors = false;
+  bool no_tune = false, no_local = false, emulate_switching = false, survivors = false;
 };
 
 struct Settings {
@@ -88,6 +88,7 @@ runtime::Expected<void> run_rank(const Options& options, const Settings& setting
   join.planner = settings.planner;
   join.chunks = options.chunks;
   join.tune = !options.no_tune;
+  join.local = !options.no_local;
   join.probe = std::chrono::milliseconds(static_cast<std::int64_t>(options.probe_s * 1e3));
   join.probe_progress = print_progress;
   join.notice = [](const std::string& what) { std::fprintf(stderr, "%s\n", what.c_str()); };
@@ -165,6 +166,7 @@ runtime::Expected<nlohmann::json> run_all(const Options& options, const Settings
                    "--patience-s", std::to_string(options.patience_s), "--probe-s", std::to_string(options.probe_s)};
   ranks.survivors = options.survivors;
   if (options.no_tune) ranks.command.push_back("--no-tune");
+  if (options.no_local) ranks.command.push_back("--no-local");
   if (options.survivors) ranks.command.push_back("--survivors");
   if (!options.hybrid.empty()) ranks.command.insert(ranks.command.end(), {"--kind", options.kind, "--hybrid", options.hybrid});
   if (options.second_share >= 0) ranks.command.insert(ranks.command.end(), {"--second-share", std::to_string(options.second_share)});
@@ -224,6 +226,7 @@ void add_bench_collective(CLI::App& bench, Shell& shell) {
   command->add_option("--planner", options->planner, "exact, mwu, rs_ag, rings, best_ring or three_phase, over the same transport")->capture_default_str();
   command->add_option("--chunks", options->chunks, "that a tree's share is cut into; 0: as a model says")->check(CLI::Range(0, 1'000'000))->capture_default_str();
   command->add_flag("--no-tune", options->no_tune, "as the model says, without trying; otherwise warming up lasts until it is settled");
+  command->add_flag("--no-local", options->no_local, "TCP between ranks of one machine, too");
   command->add_flag("--survivors", options->survivors, "complete calls among the survivors when a rank is gone for good, and go on");
   command->add_option("--probe-s", options->probe_s, "where the cluster file names no topology: so long for each rate of its links; 0: one switch is assumed")->check(CLI::Range(0.0, 60.0))->capture_default_str();
   command->add_option("--patience-s", options->patience_s, "how long a call may stand still")->check(CLI::Range(1, 3'600))->capture_default_str();

@@ -1,10 +1,12 @@
 #include "runtime/communicator.hpp"
 
+#include <atomic>
 #include <caf/all.hpp>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
 #include <optional>
+#include <thread>
 
 #include "actors/call_layout.hpp"
 #include "actors/on_this_thread.hpp"
@@ -26,16 +28,38 @@ struct Completion::Shared {
   std::condition_variable changed;
   std::optional<Expected<CallReport>> result;  // set once
   std::vector<std::function<void(const Expected<CallReport>&)>> actions;
+  std::atomic<bool> over{false};
+  // Of calls that are over so soon that whoever waits serves the sockets itself, instead of being woken by who does.
+  std::weak_ptr<Transport> to_serve;
+  std::optional<std::thread::id> server;  // while somebody does
 
   void complete(Expected<CallReport> outcome) {
     decltype(actions) now;
+    bool elsewhere = false;
     {
       const std::lock_guard lock(mutex);
       result = std::move(outcome);
+      over = true;
       now.swap(actions);
+      elsewhere = server && *server != std::this_thread::get_id();
     }
     changed.notify_all();
+    if (elsewhere)
+      if (const auto transport = to_serve.lock()) transport->interrupt();
     for (const auto& action : now) action(*result);
+  }
+
+  void serve() {
+    const auto transport = to_serve.lock();
+    if (!transport) return;
+    {
+      const std::lock_guard lock(mutex);
+      if (result || server) return;
+      server = std::this_thread::get_id();
+    }
+    transport->serve_until([this] { return over.load(); });
+    const std::lock_guard lock(mutex);
+    server.reset();
   }
 };
 
@@ -66,6 +90,7 @@ bool Completion::ready() const {
 }
 
 Expected<CallReport> Completion::wait() const {
+  shared_->serve();
   std::unique_lock lock(shared_->mutex);
   shared_->changed.wait(lock, [&] { return shared_->result.has_value(); });
   return *shared_->result;
@@ -220,6 +245,7 @@ Expected<std::unique_ptr<Communicator>> Communicator::join(CommunicatorOptions o
   transport.hosts = kept.cluster.hosts;
   transport.heartbeat_ms = 5'000;  // a chunk on a slow link takes its time, and links and ranks are watched apart from this
   transport.frames_max = 0;      // a chunk that is dropped is waited for; windows and the caller's calls bound them
+  transport.local = kept.local;
   transport.linger_ms = 2'000;  // others may wait for this rank's last acknowledgement
   const auto prober = probing ? prober_of(kept) : nullptr;
   auto opened = Transport::open(std::move(transport),
@@ -347,6 +373,7 @@ Completion Communicator::call(Operation operation, collectives::Element element,
     promise->keep(tl::unexpected(Error{code, one_line(fault.what), std::move(fault.gone)}));
   };
   constexpr std::size_t kSmall = std::size_t{64} << 10;
+  if (whole <= kSmall) shared->to_serve = parts_->transport;
   if (whole > kSmall) {
     caf::anon_send(parts_->communicator, std::move(start));
     return completion;

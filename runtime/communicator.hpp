@@ -35,7 +35,8 @@ class Completion {
   // Blocks. Errors: rank_gone, with the ranks that are, the same at every survivor; failed, naming the call and the rank
   // that disagrees or is not heard.
   Expected<actors::CallReport> wait() const;
-  // Called once, here if the call is complete already, otherwise on one of the library's threads: it must not block.
+  // Called once, here if the call is complete already, otherwise on one of the library's threads or on one that waits for a
+  // call: it must not block.
   void then(std::function<void(const Expected<actors::CallReport>&)> action) const;
 
  private:
@@ -59,6 +60,7 @@ struct CommunicatorOptions {
   // complete_among_survivors: when a rank is gone for good, calls are completed without it, and CallReport::ranks says of
   // whom the result is. The same at all ranks. Calls take a round trip more; those in place, a copy of their buffer.
   OnLoss on_loss = OnLoss::fail;
+  bool local = true;  // ranks that are processes of this machine and user are sent to over Unix sockets, not over TCP
   std::optional<collectives::HybridRequest> hybrid = {};  // two kinds of links planned apart, instead of all together
   // Why calls had to take other trees, a line each, at the rank that plans; on one of the library's threads.
   std::function<void(const std::string&)> notice = {};

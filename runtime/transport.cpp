@@ -1,12 +1,14 @@
 #include "runtime/transport.hpp"
 
 #include <poll.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <condition_variable>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -14,6 +16,7 @@
 #include <thread>
 #include <utility>
 
+#include "runtime/local_links.hpp"
 #include "runtime/sockets.hpp"
 #include "runtime/wire.hpp"
 
@@ -22,6 +25,11 @@ struct Transport::Io {
   struct Dialled {
     std::string name;
     zmq::socket_t socket;
+  };
+  // To a process of this machine.
+  struct LocalWay {
+    std::optional<LocalOffer> offer;
+    std::unique_ptr<LocalOutbox> outbox;  // in use
   };
   // A whole message, and whose it is; at: its first part.
   struct Arrived {
@@ -38,10 +46,24 @@ struct Transport::Io {
   std::mutex mutex;  // of all that follows but the thread
   zmq::socket_t zap, router;
   std::map<actors::Peer, std::unique_ptr<Dialled>> dialled;  // one a peer and link
+  std::map<std::string, LocalWay> local_ways;                // by name
   bool stop = false;
   bool changed = false;     // sockets came or went
   bool look_again = false;  // something may have arrived that no descriptor tells of any more
   int wake = -1;
+  // Who serves the sockets: the I/O thread, or one caller.
+  using Clock = std::chrono::steady_clock;
+  bool caller_serves = false, thread_rests = false;
+  std::uint64_t callers = 0;              // that have served
+  Clock::time_point served{}, rests_to{};  // the last caller, until then; the thread, unless it is told
+  std::condition_variable handed_over;
+  // Of whoever serves.
+  std::unique_ptr<LocalInbox> inbox;  // nothing: no local links
+  std::vector<pollfd> waiting;  // with what happened
+  Descriptor watcher;           // epoll: of all that
+  std::size_t outboxes_at = 0, inbox_at = 0;  // in waiting
+  std::vector<Arrived> arrived;
+  std::vector<LocalFrame> arrived_locally;
   std::thread thread;
 
   ~Io() {
@@ -51,13 +73,20 @@ struct Transport::Io {
 
   void close() {
     {
-      const std::lock_guard lock(mutex);
+      std::unique_lock lock(mutex);
       stop = true;
+      handed_over.notify_all();
+      if (caller_serves) ring();
+      handed_over.wait(lock, [&] { return !caller_serves; });
     }
     if (thread.joinable()) {
       ring();
       thread.join();
     }
+    for (auto& [name, way] : local_ways)
+      if (way.outbox) way.outbox->drain(options.linger_ms);
+    local_ways.clear();
+    inbox.reset();
     for (auto& [to, peer] : dialled) peer->socket.set(zmq::sockopt::linger, options.linger_ms);
     dialled.clear();
     router.close();
@@ -93,6 +122,12 @@ struct Transport::Io {
     addresses.insert(options.bind_address);
     for (const auto& address : addresses)
       if (auto bound = bind(tcp_endpoint(address, options.port), address == options.bind_address); !bound) return bound;
+    if (!options.local) return {};
+    std::vector<std::string> others;
+    for (const auto& host : options.hosts) others.push_back(host.name);
+    auto opened = LocalInbox::open(others);
+    if (!opened) return tl::unexpected(opened.error());
+    inbox = std::move(*opened);
     return {};
   }
 
@@ -108,38 +143,112 @@ struct Transport::Io {
     return {};
   }
 
-  // ---- receiving: the I/O thread ----
+  // ---- receiving: the I/O thread, or a caller who serves instead ----
+
+  // A caller who waits again and again hardly ever finds the sockets with the thread: it lets them be for so long. While one
+  // and the same caller serves, it looks less and less often, and is told.
+  static constexpr std::chrono::milliseconds kRest{2}, kRestMax{200};
+
+  void run() {
+    std::unique_lock lock(mutex);
+    for (changed = true; !stop;) {
+      if (caller_serves) {
+        rest(lock);
+      } else {
+        round(lock);
+      }
+    }
+  }
+
+  void rest(std::unique_lock<std::mutex>& lock) {
+    thread_rests = true;
+    handed_over.notify_all();
+    auto looks_after = kRest;
+    for (std::uint64_t seen = 0; !stop && (caller_serves || Clock::now() < served + kRest);) {
+      looks_after = caller_serves && std::exchange(seen, callers) == callers ? std::min(2 * looks_after, kRestMax) : kRest;
+      rests_to = caller_serves ? Clock::now() + looks_after : served + kRest;
+      handed_over.wait_until(lock, rests_to);
+    }
+    thread_rests = false;
+    look_again = true;
+  }
+
+  bool serve_until(const std::function<bool()>& done) {
+    std::unique_lock lock(mutex);
+    if (stop || caller_serves) return false;
+    caller_serves = true;
+    ++callers;
+    if (!thread_rests) ring();
+    handed_over.wait(lock, [&] { return thread_rests || stop; });
+    while (!stop && !done()) round(lock);
+    caller_serves = false;
+    served = Clock::now();
+    if (stop || rests_to > served + kRest) handed_over.notify_all();
+    return true;
+  }
 
   // Sleeps on descriptors, not on sockets, so that others may send meanwhile. A socket's descriptor tells of what has come
   // since somebody last used the socket: whoever used it has to see to what was there (look_again).
-  void run() {
-    std::vector<pollfd> waiting;
-    std::vector<Arrived> arrived;
-    std::unique_lock lock(mutex);
-    for (changed = true; !stop;) {
-      if (std::exchange(changed, false)) {
-        waiting.assign({watched(wake), watched(zap.get(zmq::sockopt::fd)), watched(router.get(zmq::sockopt::fd))});
-        for (auto& [to, peer] : dialled) waiting.push_back(watched(peer->socket.get(zmq::sockopt::fd)));
-        look_again = true;
-      }
-      const bool all = std::exchange(look_again, false);
-      const bool rung = all || waiting[0].revents;
-      if (rung) {
-        std::uint64_t rings = 0;
-        [[maybe_unused]] const auto drained = ::read(wake, &rings, sizeof rings);
-      }
-      if (all || waiting[1].revents) authenticate();
-      if (all || waiting[2].revents) receive_router(arrived);
-      auto at = waiting.begin() + 3;
-      for (auto& [to, peer] : dialled)
-        if (all || at++->revents) receive_dialled(*peer, arrived);
-      const bool more = look_again || changed;
+  void round(std::unique_lock<std::mutex>& lock) {
+    if (std::exchange(changed, false)) watch();
+    if (!look_again) {
       lock.unlock();
-      for (auto& each : arrived) deliver(each);
-      arrived.clear();
-      for (auto& each : waiting) each.revents = 0;
-      if (!more) (void)::poll(waiting.data(), waiting.size(), -1);
+      sleep();
       lock.lock();
+      if (stop || changed) return;
+    }
+    const bool all = std::exchange(look_again, false);
+    if (all || waiting[0].revents) {
+      std::uint64_t rings = 0;
+      [[maybe_unused]] const auto drained = ::read(wake, &rings, sizeof rings);
+    }
+    if (all || waiting[1].revents) authenticate();
+    if (all || waiting[2].revents) receive_router();
+    auto at = waiting.begin() + 3;
+    for (auto& [to, peer] : dialled)
+      if (at++->revents || all) receive_dialled(*peer);
+    std::vector<Frame> through;
+    flush_outboxes(through);
+    lock.unlock();
+    through.clear();  // whoever hears of it may want to send
+    const bool others = inbox && inbox->receive(std::span(waiting).subspan(inbox_at), arrived_locally);
+    for (auto& each : arrived) deliver(each);
+    arrived.clear();
+    for (auto& each : arrived_locally) deliver(each);
+    arrived_locally.clear();
+    for (auto& each : waiting) each.revents = 0;
+    lock.lock();
+    if (others) changed = true;
+  }
+
+  void watch() {
+    waiting.assign({watched(wake), watched(zap.get(zmq::sockopt::fd)), watched(router.get(zmq::sockopt::fd))});
+    for (auto& [to, peer] : dialled) waiting.push_back(watched(peer->socket.get(zmq::sockopt::fd)));
+    outboxes_at = waiting.size();
+    for (const auto& [name, way] : local_ways)
+      if (way.outbox && way.outbox->waits()) waiting.push_back({way.outbox->descriptor(), POLLOUT, 0});
+    inbox_at = waiting.size();
+    if (inbox) inbox->watch(waiting);
+    watcher = Descriptor(::epoll_create1(EPOLL_CLOEXEC));
+    for (std::size_t i = 0; i < waiting.size(); ++i) {
+      epoll_event event{};
+      event.events = static_cast<std::uint32_t>(waiting[i].events);  // POLLIN and POLLOUT are EPOLLIN and EPOLLOUT
+      event.data.u64 = i;
+      (void)::epoll_ctl(watcher.get(), EPOLL_CTL_ADD, waiting[i].fd, &event);
+    }
+    look_again = true;
+  }
+
+  void sleep() {
+    if (!watcher) {  // no more descriptors
+      (void)::poll(waiting.data(), waiting.size(), -1);
+      return;
+    }
+    std::array<epoll_event, 64> happened;
+    const int count = ::epoll_wait(watcher.get(), happened.data(), static_cast<int>(happened.size()), -1);
+    for (int i = 0; i < count; ++i) {
+      const auto& event = happened[static_cast<std::size_t>(i)];
+      waiting[event.data.u64].revents = static_cast<short>(event.events);
     }
   }
 
@@ -148,6 +257,7 @@ struct Transport::Io {
   // ---- sending: whoever calls, with the mutex ----
 
   void send_now(const actors::Peer& to, Frame& frame) {
+    if (inbox && send_locally(to, frame)) return;
     zmq::socket_t* socket = to.route.empty() ? dial(to) : &router;
     if (!socket) {
       ++counts.dropped;
@@ -163,13 +273,72 @@ struct Transport::Io {
       }
       ++counts.sent;
       counts.bytes_sent += size;
-      // Sending may have taken the word that something came.
-      if (socket->get(zmq::sockopt::events) & ZMQ_POLLIN) {
-        look_again = true;
-        ring();
-      }
+      used(*socket);
     } catch (const zmq::error_t&) {  // an unroutable peer: lost, as on any network
       ++counts.dropped;
+    }
+  }
+
+  // Sending may have taken the word that something came.
+  void used(zmq::socket_t& socket) {
+    if (!(socket.get(zmq::sockopt::events) & ZMQ_POLLIN)) return;
+    look_again = true;
+    ring();
+  }
+
+  // False: it is no process of this machine, as far as is known. Links that have addresses are kept to.
+  bool send_locally(const actors::Peer& to, Frame& frame) {
+    if (!to.route.empty() || !to.from_address.empty() || !to.to_address.empty()) return false;
+    const auto found = local_ways.find(to.name);
+    if (found == local_ways.end() || !found->second.offer) return false;
+    auto& way = found->second;
+    if (!way.outbox && !switch_over(to, way)) return false;
+    const bool waited = way.outbox->waits();
+    const std::size_t size = frame.head.size() + frame.bulk_bytes();
+    if (!way.outbox->send(frame)) {
+      forget(way);
+      return false;
+    }
+    if (!waited && way.outbox->waits()) sockets_changed();
+    ++counts.sent;
+    ++counts.sent_locally;
+    counts.bytes_sent += size;
+    return true;
+  }
+
+  bool switch_over(const actors::Peer& to, LocalWay& way) {
+    way.outbox = LocalOutbox::connect(*way.offer);
+    if (way.outbox) {
+      try {
+        const auto word = encode(LocalSwitch{way.outbox->number()});
+        auto* socket = dial(to);
+        if (socket && socket->send(zmq::buffer(word.data(), word.size()), zmq::send_flags::dontwait)) {
+          used(*socket);
+          return true;
+        }
+      } catch (const zmq::error_t&) {
+      }
+    }
+    forget(way);
+    return false;
+  }
+
+  void forget(LocalWay& way) {
+    if (way.outbox && way.outbox->waits()) sockets_changed();
+    way = {};
+  }
+
+  void flush_outboxes(std::vector<Frame>& through) {
+    auto at = waiting.begin() + static_cast<std::ptrdiff_t>(outboxes_at);
+    for (auto& [name, way] : local_ways) {
+      if (!way.outbox || !way.outbox->waits()) continue;
+      if (at == waiting.begin() + static_cast<std::ptrdiff_t>(inbox_at)) break;  // not watched yet
+      if (!at++->revents) continue;
+      if (!way.outbox->flush(through)) {
+        forget(way);
+      } else if (!way.outbox->waits()) {
+        sockets_changed();
+      }
     }
   }
 
@@ -193,6 +362,10 @@ struct Transport::Io {
       peer->socket.connect(tcp_endpoint(to.from_address, to.to_address.empty() ? host->address : to.to_address, host->port));
       auto& socket = dialled.emplace(to, std::move(peer)).first->second->socket;
       sockets_changed();
+      if (const auto offer = inbox ? inbox->offer_to(name) : std::nullopt) {
+        const auto word = encode(*offer);
+        socket.send(zmq::buffer(word.data(), word.size()), zmq::send_flags::dontwait);
+      }
       return &socket;
     } catch (const zmq::error_t&) {  // no such address, or no more sockets
       return nullptr;
@@ -245,7 +418,7 @@ struct Transport::Io {
     return receive_parts(socket, in);
   }
 
-  void receive_router(std::vector<Arrived>& into) {
+  void receive_router() {
     Parts in;
     for (int i = 0; receive_next(router, in, i); ++i) {
       const char* user = nullptr;
@@ -258,26 +431,50 @@ struct Transport::Io {
         continue;
       }
       actors::Peer from{user, in.parts[0].to_string(), "", options.note_addresses ? address_of(in.parts[1]) : ""};
-      into.push_back({std::move(from), std::exchange(in, {}), 1});
+      arrived.push_back({std::move(from), std::exchange(in, {}), 1});
     }
   }
 
-  void receive_dialled(Dialled& peer, std::vector<Arrived>& into) {
+  void receive_dialled(Dialled& peer) {
     Parts in;
-    for (int i = 0; receive_next(peer.socket, in, i); ++i) into.push_back({{peer.name, ""}, std::exchange(in, {}), 0});
+    for (int i = 0; receive_next(peer.socket, in, i); ++i) arrived.push_back({{peer.name, ""}, std::exchange(in, {}), 0});
   }
 
-  void deliver(Arrived& arrived) {
+  void deliver(Arrived& each) {
     std::size_t size = 0;
-    for (std::size_t i = arrived.at; i < arrived.in.parts.size(); ++i) size += arrived.in.parts[i].size();
-    auto message = decode_parts(arrived.in, arrived.at);
+    for (std::size_t i = each.at; i < each.in.parts.size(); ++i) size += each.in.parts[i].size();
+    if (inbox && each.in.parts.size() == each.at + 1) {
+      const auto& part = each.in.parts[each.at];
+      if (const auto word = decode_local({static_cast<const std::byte*>(part.data()), part.size()})) return take(each.from.name, *word);
+    }
+    hand_on(std::move(each.from), decode_parts(each.in, each.at), size);
+  }
+
+  void deliver(LocalFrame& each) {
+    actors::Peer from{std::move(each.from), "", "", options.note_addresses ? "unix" : ""};
+    hand_on(std::move(from), decode(each.head(), each.bulk()), each.bytes.size);
+  }
+
+  void hand_on(actors::Peer from, Expected<actors::DataMessage> message, std::size_t size) {
     if (!message) {
       ++counts.malformed;
       return;
     }
     ++counts.received;
     counts.bytes_received += size;
-    on_delivery({std::move(arrived.from), std::move(*message)});
+    on_delivery({std::move(from), std::move(*message)});
+  }
+
+  void take(const std::string& name, const LocalWord& word) {
+    const auto* offer = std::get_if<LocalOffer>(&word);
+    const bool others = !offer && inbox->switched(name, std::get<LocalSwitch>(word).number);
+    const std::lock_guard lock(mutex);
+    if (others) sockets_changed();
+    if (!offer) return;
+    auto& way = local_ways[name];
+    if (way.offer == *offer) return;
+    forget(way);  // of a process before that one
+    way.offer = *offer;
   }
 };
 
@@ -321,13 +518,20 @@ void Transport::hang_up() {
   const std::lock_guard lock(io_->mutex);
   if (io_->stop) return;
   io_->dialled.clear();
+  for (auto& [name, way] : io_->local_ways) way.outbox.reset();
   io_->sockets_changed();
 }
+
+bool Transport::serve_until(const std::function<bool()>& done) { return io_->serve_until(done); }
+
+void Transport::interrupt() { io_->ring(); }
 
 void Transport::hang_up(const actors::Peer& peer) {
   const std::lock_guard lock(io_->mutex);
   if (io_->stop) return;
   io_->dialled.erase(peer);
+  const auto way = io_->local_ways.find(peer.name);
+  if (way != io_->local_ways.end() && peer.from_address.empty() && peer.to_address.empty()) way->second.outbox.reset();
   io_->sockets_changed();
 }
 

@@ -55,12 +55,14 @@ class CommunicatorTest : public ::testing::Test {
     options.name = cluster_.hosts[static_cast<std::size_t>(rank)].name;
     options.patience = patience;
     options.hops = hops_;
+    options.local = local_;
     auto joined = Communicator::join(std::move(options));
     ASSERT_TRUE(joined) << joined.error().what;
     group_.push_back(std::move(*joined));
   }
 
   std::shared_ptr<actors::HopLog> hops_;  // of all ranks
+  bool local_ = true;
   std::filesystem::path directory_;
   Cluster cluster_;
   std::vector<std::unique_ptr<Communicator>> group_;
@@ -126,6 +128,7 @@ TEST_F(CommunicatorTest, CallsOverlapAndActionsFollow) {
 
 TEST_F(CommunicatorTest, ATraceHasEveryChunkOnEveryHopOnceWithTheAddressItCameFrom) {
   hops_ = std::make_shared<actors::HopLog>();
+  local_ = false;
   join_all();
   std::vector<std::vector<std::byte>> buffers(kRanks, std::vector<std::byte>(std::size_t{3} << 20));
   std::vector<Completion> calls;

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -31,6 +32,10 @@ class Inbox {
     more_.wait_for(lock, std::chrono::seconds{20}, [&] { return got_.size() >= count; });
     return got_;
   }
+  std::size_t count() {
+    const std::lock_guard lock(mutex_);
+    return got_.size();
+  }
 
  private:
   std::mutex mutex_;
@@ -56,8 +61,10 @@ class TransportTest : public ::testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(directory_); }
 
-  Expected<std::shared_ptr<Transport>> open(std::size_t host, Inbox& inbox) {
+  Expected<std::shared_ptr<Transport>> open(std::size_t host, Inbox& inbox, bool local = false) {
     TransportOptions options;
+    options.local = local;
+    options.frames_max = local ? 0 : TransportOptions{}.frames_max;  // as for collectives
     options.identity = *load_identity(directory_, hosts_[host].name);
     options.allow = *load_allow_list(directory_);
     options.bind_address = "127.0.0.1";
@@ -106,6 +113,106 @@ TEST_F(TransportTest, CarriesBulkOfManySizes) {
     EXPECT_EQ(bytes.size(), sizes[i]);
     EXPECT_TRUE(std::all_of(bytes.begin(), bytes.end(), [](std::byte b_) { return b_ == std::byte{42}; }));
   }
+}
+
+WeightChunk chunk(std::uint32_t index) {
+  const std::size_t size = index % 7 == 0 ? 300'000 : index % 3 == 0 ? 4'096 : 0;
+  return {TransferId{1}, index, std::make_shared<const std::vector<std::byte>>(size, static_cast<std::byte>(index))};
+}
+
+// Both change over to Unix sockets while they send.
+TEST_F(TransportTest, ProcessesOfOneMachineChangeOverInOrder) {
+  Inbox at_a, at_b;
+  const auto a = open(0, at_a, true), b = open(1, at_b, true);
+  ASSERT_TRUE(a && b);
+  constexpr std::uint32_t kChunks = 2'000;
+  for (std::uint32_t i = 0; i < kChunks; ++i) {
+    (*a)->send({"b", ""}, chunk(i));
+    (*b)->send({"a", ""}, chunk(i));
+    if (i == 10) at_a.wait_for(1), at_b.wait_for(1);
+  }
+  for (auto* inbox : {&at_a, &at_b}) {
+    const auto got = inbox->wait_for(kChunks);
+    ASSERT_EQ(got.size(), kChunks);
+    for (std::uint32_t i = 0; i < kChunks; ++i) {
+      ASSERT_EQ(got[i].from.name, inbox == &at_a ? "b" : "a");
+      ASSERT_EQ(std::get<WeightChunk>(got[i].message).index, i);
+      ASSERT_EQ(*std::get<WeightChunk>(got[i].message).bytes, *chunk(i).bytes);
+    }
+  }
+  EXPECT_GT((*a)->counts().sent_locally, kChunks / 2);
+  EXPECT_GT((*b)->counts().sent_locally, kChunks / 2);
+}
+
+TEST_F(TransportTest, AHostThatWasStartedAgainIsReachedAgain) {
+  Inbox at_a, at_b, at_new_b;
+  const auto a = open(0, at_a, true);
+  auto b = open(1, at_b, true);
+  ASSERT_TRUE(a && b);
+  (*b)->send({"a", ""}, StatusRequest{1});
+  at_a.wait_for(1);
+  for (std::uint32_t i = 0; i < 10; ++i) (*a)->send({"b", ""}, chunk(i));
+  ASSERT_EQ(at_b.wait_for(10).size(), 10U);
+  EXPECT_GT((*a)->counts().sent_locally, 0U);
+  (*b)->close();
+  b = open(1, at_new_b, true);
+  ASSERT_TRUE(b) << b.error().what;
+  for (std::uint32_t i = 0; i < 500 && at_new_b.count() == 0; ++i) {
+    (*a)->send({"b", ""}, StatusRequest{i});
+    std::this_thread::sleep_for(std::chrono::milliseconds{20});
+  }
+  EXPECT_GT(at_new_b.count(), 0U);
+  const auto before = (*a)->counts().sent_locally.load();
+  (*b)->send({"a", ""}, StatusRequest{2});  // and is offered anew
+  ASSERT_EQ(at_a.wait_for(2).size(), 2U);
+  (*a)->send({"b", ""}, StatusRequest{3});
+  EXPECT_GT((*a)->counts().sent_locally, before);
+}
+
+TEST_F(TransportTest, WithLinkAddressesTheLinkIsTaken) {
+  Inbox at_a, at_b;
+  const auto a = open(0, at_a, true), b = open(1, at_b, true);
+  ASSERT_TRUE(a && b);
+  (*b)->send({"a", ""}, StatusRequest{1});
+  at_a.wait_for(1);
+  (*a)->send({"b", "", "127.0.0.1", "127.0.0.1"}, StatusRequest{1});
+  EXPECT_EQ(at_b.wait_for(1).size(), 1U);
+  EXPECT_EQ((*a)->counts().sent_locally, 0U);
+}
+
+TEST_F(TransportTest, WhoWaitsMayServe) {
+  Inbox at_a, at_b;
+  const auto a = open(0, at_a, true), b = open(1, at_b, true);
+  ASSERT_TRUE(a && b);
+  for (std::size_t i = 0; i < 300; ++i) {
+    (*a)->send({"b", ""}, StatusRequest{i});
+    EXPECT_TRUE((*b)->serve_until([&] { return at_b.count() > i; }));
+    if (i % 100 == 50) std::this_thread::sleep_for(std::chrono::milliseconds{5});  // the thread takes over
+  }
+  // Whom nobody serves is delivered to all the same.
+  (*a)->send({"b", ""}, StatusRequest{300});
+  EXPECT_EQ(at_b.wait_for(301).size(), 301U);
+  std::atomic<bool> over = false;
+  std::thread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds{20});
+    over = true;
+    (*b)->interrupt();
+  });
+  EXPECT_TRUE((*b)->serve_until([&] { return over.load(); }));
+  other.join();
+}
+
+TEST_F(TransportTest, ClosingEndsServing) {
+  Inbox at_a;
+  const auto a = open(0, at_a, true);
+  ASSERT_TRUE(a);
+  std::thread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds{20});
+    (*a)->close();
+  });
+  EXPECT_TRUE((*a)->serve_until([] { return false; }));
+  other.join();
+  EXPECT_FALSE((*a)->serve_until([] { return false; }));
 }
 
 TEST_F(TransportTest, UnknownPeersAreDroppedAndCounted) {
