@@ -98,9 +98,17 @@ def simulated(coppice: str, lab: netlab.Lab, op: str, planner: str, bytes: str, 
 def measure_ours(coppice: str, lab: netlab.Lab, op: str, planner: str, bytes: str, repeats: int, *more: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="coppice-bench-") as directory:
         cluster = lab.write_cluster(pathlib.Path(directory))
-        subprocess.run([coppice, "keys", "--cluster", cluster], check=True, capture_output=True)
-        done = subprocess.run([coppice, "bench", "collective", "--cluster", cluster, "--json", "--op", op, "--planner", planner,
-                               "--bytes", bytes, "--repeat", str(repeats), *more], capture_output=True, text=True)
+        make_keys(coppice, cluster)
+        return run_ours(coppice, cluster, op, bytes, repeats, "--planner", planner, *more)
+
+
+def make_keys(coppice: str, cluster: pathlib.Path) -> None:
+    subprocess.run([coppice, "keys", "--cluster", cluster], check=True, capture_output=True)
+
+
+def run_ours(coppice: str, cluster: pathlib.Path, op: str, bytes: str, repeats: int, *more: str) -> dict[str, Any]:
+    done = subprocess.run([coppice, "bench", "collective", "--cluster", cluster, "--json", "--op", op,
+                           "--bytes", bytes, "--repeat", str(repeats), *more], capture_output=True, text=True)
     if done.returncode != 0:
         return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit status {done.returncode}"}
     run = json.loads(done.stdout)

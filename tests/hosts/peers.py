@@ -115,6 +115,24 @@ def measure(lab: netlab.Lab, algorithm: Algorithm, bytes: int, repeats: int = 3,
                        seconds, load, error)
 
 
+def openmpi_here(op: str, ranks: int, bytes: int, repeats: int, transport: str, timeout_s: float = 120) -> list[float]:
+    """Seconds of each repetition among ranks of this machine, in its own namespace. transport: tcp or vader. Raises LabError."""
+    settings = {"pml": "ob1", "btl": f"{transport},self", "mpi_yield_when_idle": "1"}
+    if transport == "tcp":
+        settings["btl_tcp_if_include"] = "lo"
+    words = [word for key, value in settings.items() for word in ("--mca", key, value)]
+    try:
+        done = subprocess.run(["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", str(ranks), "--bind-to", "none", *words,
+                               str(_compiled()), op, str(repeats), str(bytes)], capture_output=True, text=True,
+                              stdin=subprocess.DEVNULL, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise LabError(f"Open MPI over {transport}: not done within {timeout_s:g} s") from None
+    seconds = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("seconds ")]
+    if done.returncode or len(seconds) != repeats:
+        raise LabError(f"Open MPI over {transport}: exit status {done.returncode}: {' '.join(done.stderr.split())[-400:]}")
+    return seconds
+
+
 def rank_algorithms(lab: netlab.Lab, op: str, bytes: int = 8 << 20, repeats: int = 3,
                     algorithms: Iterable[Algorithm] = ALGORITHMS, timeout_s: float = 120,
                     report: Callable[[Measurement], None] = lambda measurement: None) -> list[Measurement]:
