@@ -196,8 +196,7 @@ bool LocalOutbox::flush(std::vector<Frame>& through) {
   return true;
 }
 
-void LocalOutbox::drain(int patience_ms) {
-  const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds{patience_ms};
+void LocalOutbox::drain(std::chrono::steady_clock::time_point until) {
   std::vector<Frame> through;
   while (waits() && flush(through) && waits()) {
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(until - std::chrono::steady_clock::now()).count();

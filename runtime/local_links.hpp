@@ -14,6 +14,7 @@
 #include <poll.h>
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -75,7 +76,7 @@ class LocalOutbox {
   // Sends what waits, as far as the socket takes it. sent: frames that are through, to be let go of where it may be. False:
   // the peer is gone.
   bool flush(std::vector<Frame>& sent);
-  void drain(int patience_ms);  // before it is closed: what waits
+  void drain(std::chrono::steady_clock::time_point until);  // before it is closed: what waits
 
  private:
   struct Waiting {

@@ -83,8 +83,9 @@ struct Transport::Io {
       ring();
       thread.join();
     }
+    const auto until = Clock::now() + std::chrono::milliseconds{options.linger_ms};
     for (auto& [name, way] : local_ways)
-      if (way.outbox) way.outbox->drain(options.linger_ms);
+      if (way.outbox) way.outbox->drain(until);
     local_ways.clear();
     inbox.reset();
     for (auto& [to, peer] : dialled) peer->socket.set(zmq::sockopt::linger, options.linger_ms);
