@@ -70,9 +70,10 @@ class LocalOutbox {
 
   std::uint64_t number() const { return number_; }
   int descriptor() const { return socket_.get(); }
-  // What the socket does not take now waits, without bound: senders have windows. False: the peer is gone.
+  // What the socket does not take now waits, without bound. False: the peer is gone.
   bool send(Frame& frame);
   bool waits() const { return !queue_.empty(); }
+  std::size_t frames_waiting() const { return queue_.size(); }
   // Sends what waits, as far as the socket takes it. sent: frames that are through, to be let go of where it may be. False:
   // the peer is gone.
   bool flush(std::vector<Frame>& sent);

@@ -343,6 +343,7 @@ Expected<std::unique_ptr<Node>> Node::start(NodeOptions options) {
   transport.bind_address = parts->host.address;
   transport.port = parts->host.port;
   transport.hosts = cluster.hosts;
+  transport.local = true;
   auto opened = Transport::open(std::move(transport), deliver);
   if (!opened) return tl::unexpected(opened.error());
   if (parts->head) parts->all.push_back(parts->head);

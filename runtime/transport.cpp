@@ -294,6 +294,10 @@ struct Transport::Io {
     if (found == local_ways.end() || !found->second.offer) return false;
     auto& way = found->second;
     if (!way.outbox && !switch_over(to, way)) return false;
+    if (options.frames_max > 0 && way.outbox->frames_waiting() >= static_cast<std::size_t>(options.frames_max)) {
+      ++counts.dropped;
+      return true;
+    }
     const bool waited = way.outbox->waits();
     const std::size_t size = frame.head.size() + frame.bulk_bytes();
     if (!way.outbox->send(frame)) {
@@ -476,6 +480,8 @@ struct Transport::Io {
     if (way.offer == *offer) return;
     forget(way);  // of a process before that one
     way.offer = *offer;
+    // At once, though nothing may have to be sent: it has no offer of ours before it is dialled.
+    switch_over({name}, way);
   }
 };
 
