@@ -137,8 +137,12 @@ void CollectiveRelayState::send_up(Step& step) {
 
 void CollectiveRelayState::send_down(Step& step) {
   const bool from_input = is_source() && !tree_.known_at_root;
+  std::int64_t least = chunks_;
+  for (const Neighbour& child : down_to_) least = std::min(least, child.acknowledged);
   for (Neighbour& child : down_to_) {
-    while (child.sent < known_ && child.sent < child.acknowledged + child.window) {
+    // A tree is as fast as its slowest edge. Whoever runs ahead of that takes bandwidth from it where they share a link,
+    // and with shorter round trips TCP would let it.
+    while (child.sent < known_ && child.sent < std::min(child.acknowledged + child.window, least + kLeadMax * child.window)) {
       const auto at = collectives::chunk_at(tree_, child.sent);
       SharedBytes bytes;
       if (from_input) {

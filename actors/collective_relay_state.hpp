@@ -44,6 +44,7 @@ struct CollectiveBuffer {
 // kWindowsTogether: more would only queue up before it, and every hop of every tree would wait that much longer. At most
 // kWindowMax, which keeps one tree's link busy, and two, so that one is on its way while another is acknowledged.
 inline constexpr std::int64_t kWindowMax = 6, kWindowMin = 2, kWindowsTogether = 12;
+inline constexpr std::int64_t kLeadMax = 2;  // windows that one child of a tree may be ahead of another
 std::int64_t window_of(const collectives::Program& program, const collectives::RankEdge& edge);
 
 class CollectiveRelayState {
