@@ -54,7 +54,7 @@ class Digest {
 struct OperatorDigest {
   Digest& to;
 
-  void window(const Window& w) const {
+  void window(const Window& w) const {  // no depth: what has one is not trained
     for (const auto number : {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.pad_top, w.pad_left, w.pad_bottom,
                               w.pad_right, w.dilation_h, w.dilation_w})
       to.add_number(number);

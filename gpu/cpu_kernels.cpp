@@ -60,39 +60,60 @@ Range inside(std::int64_t at, std::int64_t stride, std::int64_t size, std::int64
   return {std::min(begin, outputs), std::max(std::min(begin, outputs), std::min(end, outputs))};
 }
 
-// Adds one channel of one item to one plane of the output.
-void convolve_plane(const PlainConvolution& c, const float* in, const float* weight, float* out) {
-  const auto& w = c.window;
+// One channel; that of an image is one plane.
+struct Planes {
+  std::int64_t depth, height, width;
+
+  explicit Planes(const Dims& dims)
+      : depth(dims.size() == 4 ? dims[1] : 1), height(dims.end()[-2]), width(dims.back()) {}
+  std::int64_t pixels() const { return height * width; }  // of a plane
+};
+
+// Adds one plane of the kernel over one plane of the input to one plane of the output.
+void convolve_plane(const Window& w, const Planes& from, const Planes& to, const float* in, const float* weight,
+                    float* out) {
   for (std::int64_t ky = 0; ky < w.kernel_h; ++ky) {
     const auto top = ky * w.dilation_h - w.pad_top;
-    const auto rows = inside(top, w.stride_h, c.in[1], c.out[1]);
+    const auto rows = inside(top, w.stride_h, from.height, to.height);
     for (std::int64_t kx = 0; kx < w.kernel_w; ++kx) {
       const auto left = kx * w.dilation_w - w.pad_left;
-      const auto columns = inside(left, w.stride_w, c.in[2], c.out[2]);
+      const auto columns = inside(left, w.stride_w, from.width, to.width);
       if (columns.begin == columns.end) continue;
       for (std::int64_t y = rows.begin; y < rows.end; ++y)
-        add_scaled(out + y * c.out[2] + columns.begin,
-                   in + (y * w.stride_h + top) * c.in[2] + columns.begin * w.stride_w + left,
+        add_scaled(out + y * to.width + columns.begin,
+                   in + (y * w.stride_h + top) * from.width + columns.begin * w.stride_w + left,
                    weight[ky * w.kernel_w + kx], columns.end - columns.begin, w.stride_w);
     }
+  }
+}
+
+// Adds one channel of one item to one of the output. A volume's is a sum over planes: each plane of the kernel meets
+// each plane of the input just as over an image, so that one inner loop serves both.
+void convolve_channel(const Window& w, const Planes& from, const Planes& to, const float* in, const float* weight,
+                      float* out) {
+  for (std::int64_t kz = 0; kz < w.kernel_d; ++kz, weight += w.kernel_h * w.kernel_w) {
+    const auto front = kz * w.dilation_d - w.pad_front;
+    const auto planes = inside(front, w.stride_d, from.depth, to.depth);
+    for (std::int64_t z = planes.begin; z < planes.end; ++z)
+      convolve_plane(w, from, to, in + (z * w.stride_d + front) * from.pixels(), weight, out + z * to.pixels());
   }
 }
 
 }  // namespace
 
 void convolve(const PlainConvolution& c, const float* in, const float* weight, const float* bias, float* out) {
-  const auto& w = c.window;
-  const std::int64_t in_plane = c.in[1] * c.in[2], out_plane = c.out[1] * c.out[2], taps = w.kernel_h * w.kernel_w;
+  const Planes from(c.in), to(c.out);
+  const std::int64_t in_channel = from.depth * from.pixels(), out_channel = to.depth * to.pixels();
   const std::int64_t group_in = c.in[0] / c.groups, group_out = c.out[0] / c.groups;
   for (std::int64_t n = 0; n < c.items; ++n)
     for (std::int64_t o = 0; o < c.out[0]; ++o) {
-      float* plane = out + (n * c.out[0] + o) * out_plane;
-      if (!c.adds) std::fill_n(plane, out_plane, 0.0F);
+      float* sums = out + (n * c.out[0] + o) * out_channel;
+      if (!c.adds) std::fill_n(sums, out_channel, 0.0F);
       for (std::int64_t i = 0; i < group_in; ++i)
-        convolve_plane(c, in + (n * c.in[0] + o / group_out * group_in + i) * in_plane,
-                       weight + (o * group_in + i) * taps, plane);
+        convolve_channel(c.window, from, to, in + (n * c.in[0] + o / group_out * group_in + i) * in_channel,
+                         weight + (o * group_in + i) * c.window.taps(), sums);
       const float shift = bias ? bias[o] : 0.0F;
-      for (std::int64_t i = 0; i < out_plane; ++i) plane[i] = std::min(std::max(plane[i] + shift, c.low), c.high);
+      for (std::int64_t i = 0; i < out_channel; ++i) sums[i] = std::min(std::max(sums[i] + shift, c.low), c.high);
     }
 }
 
@@ -117,22 +138,27 @@ void copy_columns(const ColumnCopy& copy, const float* in, float* out) {
 
 void pool(const PlainPool& p, const float* in, float* out) {
   const auto& w = p.window;
-  const auto at = [&](std::int64_t y, std::int64_t x) {
-    const auto top = y * w.stride_h - w.pad_top, left = x * w.stride_w - w.pad_left;
+  const Planes from(p.in), to(p.out);
+  const auto at = [&](std::int64_t z, std::int64_t y, std::int64_t x) {
+    const auto front = z * w.stride_d - w.pad_front, top = y * w.stride_h - w.pad_top,
+               left = x * w.stride_w - w.pad_left;
     float best = -std::numeric_limits<float>::infinity(), sum = 0, count = 0;
-    for (std::int64_t i = top; i < top + w.kernel_h * w.dilation_h; i += w.dilation_h)
-      for (std::int64_t j = left; j < left + w.kernel_w * w.dilation_w; j += w.dilation_w) {
-        const bool within = i >= 0 && j >= 0 && i < p.in[1] && j < p.in[2];
-        if (within || p.count_padding) ++count;
-        if (!within) continue;
-        best = std::max(best, in[i * p.in[2] + j]);
-        sum += in[i * p.in[2] + j];
-      }
+    for (std::int64_t k = front; k < front + w.kernel_d * w.dilation_d; k += w.dilation_d)
+      for (std::int64_t i = top; i < top + w.kernel_h * w.dilation_h; i += w.dilation_h)
+        for (std::int64_t j = left; j < left + w.kernel_w * w.dilation_w; j += w.dilation_w) {
+          const bool within = k >= 0 && i >= 0 && j >= 0 && k < from.depth && i < from.height && j < from.width;
+          if (within || p.count_padding) ++count;
+          if (!within) continue;
+          const float value = in[(k * from.height + i) * from.width + j];
+          best = std::max(best, value);
+          sum += value;
+        }
     return p.average ? sum / count : best;
   };
-  for (std::int64_t plane = 0; plane < p.planes; ++plane, in += p.in[1] * p.in[2])
-    for (std::int64_t y = 0; y < p.out[1]; ++y)
-      for (std::int64_t x = 0; x < p.out[2]; ++x) *out++ = at(y, x);
+  for (std::int64_t channel = 0; channel < p.channels; ++channel, in += from.depth * from.pixels())
+    for (std::int64_t z = 0; z < to.depth; ++z)
+      for (std::int64_t y = 0; y < to.height; ++y)
+        for (std::int64_t x = 0; x < to.width; ++x) *out++ = at(z, y, x);
 }
 
 void copy_channels(const ChannelCopy& copy, std::span<const float* const> from, float* to) {

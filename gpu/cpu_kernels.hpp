@@ -37,7 +37,7 @@ void add_strided(const StridedSum& sum, const float* first, const float* second,
 void copy_strided(const StridedSum& copy, const float* from, float* out);
 
 // A convolution over plain layouts, for shapes that oneDNN would send through a matrix product that takes memory from
-// the heap. Output = clamp(bias + convolution (+ what the output holds, where `adds`)).
+// the heap. Output = clamp(bias + convolution (+ what the output holds, where `adds`)). Of images or volumes.
 struct PlainConvolution {
   Window window;
   std::int64_t items = 0, groups = 1;
@@ -61,10 +61,10 @@ struct ColumnCopy {
 };
 void copy_columns(const ColumnCopy& copy, const float* in, float* out);
 
-// Plain layouts; padding is never the largest.
+// Of images or volumes in plain layouts; padding is never the largest.
 struct PlainPool {
   Window window;
-  std::int64_t planes = 0;  // items and channels
+  std::int64_t channels = 0;  // of all items
   Dims in, out;
   bool average = false, count_padding = false;
 };

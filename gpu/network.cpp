@@ -28,21 +28,22 @@ bool in_bounds(const Dims& dims) {
   return !dims.empty() && dims.size() <= 8;
 }
 
-bool in_bounds(const Window& w) {
-  for (const auto value : {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w})
+// Spans are at most 2^32 then.
+bool in_bounds(const WindowAxis& axis) {
+  for (const auto value : {axis.kernel, axis.stride, axis.dilation})
     if (value < 1 || value > kWindowMax) return false;
-  for (const auto value : {w.pad_top, w.pad_left, w.pad_bottom, w.pad_right})
+  for (const auto value : {axis.before, axis.after})
     if (value < 0 || value > kWindowMax) return false;
   return true;
 }
 
-// Pixels from the first tap of a kernel to the last, both included. At most 2^32.
-std::int64_t span(std::int64_t kernel, std::int64_t dilation) { return (kernel - 1) * dilation + 1; }
-
 // Output pixels along one axis; none when the window does not fit.
-std::int64_t extent(std::int64_t in, std::int64_t kernel, std::int64_t stride, std::int64_t padding) {
-  return in + padding < kernel ? 0 : (in + padding - kernel) / stride + 1;
+std::int64_t extent(std::int64_t in, const WindowAxis& axis) {
+  const auto padded = in + axis.before + axis.after;
+  return padded < axis.span() ? 0 : (padded - axis.span()) / axis.stride + 1;
 }
+
+WindowAxis depth(const Window& w) { return {w.kernel_d, w.stride_d, w.pad_front, w.pad_back, w.dilation_d}; }
 
 struct Inference {
   const Node& node;
@@ -50,33 +51,47 @@ struct Inference {
 
   const Dims& in(std::size_t i = 0) const { return known[static_cast<std::size_t>(node.inputs[i])]; }
 
-  // REQUIRES: the input is an image and the window is in bounds.
-  Expected<Dims> windowed(const Window& w, std::int64_t channels) const {
-    const auto h = extent(in()[1], span(w.kernel_h, w.dilation_h), w.stride_h, w.pad_top + w.pad_bottom);
-    const auto v = extent(in()[2], span(w.kernel_w, w.dilation_w), w.stride_w, w.pad_left + w.pad_right);
-    if (h < 1 || v < 1) return mismatch(node, "its window does not fit " + to_string(in()));
-    return Dims{channels, h, v};
+  // The window's axes, in bounds, over an image or a volume.
+  Expected<std::vector<WindowAxis>> sliding(const Window& w) const {
+    if (in().size() != 3 && in().size() != 4)
+      return mismatch(node, "needs an image or a volume, has " + to_string(in()));
+    if (in().size() == 3 && depth(w) != WindowAxis{})
+      return mismatch(node, "its window has a depth, its input of " + to_string(in()) + " has none");
+    auto over = axes(w, in());
+    for (const auto& axis : over)
+      if (!in_bounds(axis)) return mismatch(node, "its window is out of bounds");
+    return over;
+  }
+  Expected<Dims> windowed(const std::vector<WindowAxis>& over, std::int64_t channels) const {
+    Dims out{channels};
+    for (std::size_t i = 0; i < over.size(); ++i) {
+      out.push_back(extent(in()[i + 1], over[i]));
+      if (out.back() < 1) return mismatch(node, "its window does not fit " + to_string(in()));
+    }
+    return out;
   }
   Expected<Dims> pooled(const Window& w) const {
-    if (in().size() != 3) return mismatch(node, "needs an image, has " + to_string(in()));
-    if (!in_bounds(w)) return mismatch(node, "its window is out of bounds");
-    if (std::max(w.pad_top, w.pad_bottom) >= span(w.kernel_h, w.dilation_h) ||
-        std::max(w.pad_left, w.pad_right) >= span(w.kernel_w, w.dilation_w))
-      return mismatch(node, "its padding is not smaller than its window");
-    if ((w.pad_top + w.pad_bottom > 0 && w.dilation_h > in()[1]) ||
-        (w.pad_left + w.pad_right > 0 && w.dilation_w > in()[2]))
-      return mismatch(node, "its window leaps over " + to_string(in()));
-    return windowed(w, in()[0]);
+    const auto over = sliding(w);
+    if (!over) return unexpected(over.error());
+    for (std::size_t i = 0; i < over->size(); ++i) {
+      const auto& axis = (*over)[i];
+      if (std::max(axis.before, axis.after) >= axis.span())
+        return mismatch(node, "its padding is not smaller than its window");
+      if (axis.before + axis.after > 0 && axis.dilation > in()[i + 1])
+        return mismatch(node, "its window leaps over " + to_string(in()));
+    }
+    return windowed(*over, in()[0]);
   }
   Expected<Dims> operator()(const Convolution& c) const {
-    if (in().size() != 3) return mismatch(node, "needs an image, has " + to_string(in()));
-    if (!in_bounds(c.window)) return mismatch(node, "its window is out of bounds");
+    const auto over = sliding(c.window);
+    if (!over) return unexpected(over.error());
     if (c.groups < 1 || c.out_channels < 1 || in()[0] % c.groups != 0 || c.out_channels % c.groups != 0)
       return mismatch(node, std::to_string(c.groups) + " groups do not divide its channels");
-    const Dims weight{c.out_channels, in()[0] / c.groups, c.window.kernel_h, c.window.kernel_w};
+    Dims weight{c.out_channels, in()[0] / c.groups};
+    for (const auto& axis : *over) weight.push_back(axis.kernel);
     if (!in_bounds(weight) || size(c.weight) != elements(weight) || (!c.bias.empty() && size(c.bias) != c.out_channels))
       return mismatch(node, "its weights do not fit an input of " + to_string(in()));
-    return windowed(c.window, c.out_channels);
+    return windowed(*over, c.out_channels);
   }
   Expected<Dims> operator()(const BatchNorm& b) const {
     for (const auto* v : {&b.scale, &b.shift, &b.mean, &b.variance})
@@ -164,7 +179,18 @@ struct Inference {
   Expected<Dims> operator()(const Identity&) const { return in(); }
 };
 
+bool slides(const Operator& op) {
+  return std::holds_alternative<Convolution>(op) || std::holds_alternative<MaxPool>(op) ||
+         std::holds_alternative<AveragePool>(op);
+}
+
 }  // namespace
+
+std::vector<WindowAxis> axes(const Window& w, const Dims& value) {
+  const WindowAxis height{w.kernel_h, w.stride_h, w.pad_top, w.pad_bottom, w.dilation_h},
+      width{w.kernel_w, w.stride_w, w.pad_left, w.pad_right, w.dilation_w};
+  return value.size() == 4 ? std::vector{depth(w), height, width} : std::vector{height, width};
+}
 
 std::int64_t elements(const Dims& dims) {
   std::int64_t product = 1;
@@ -212,13 +238,22 @@ Expected<std::vector<Dims>> infer_shapes(const Network& net) {
   return shapes;
 }
 
+Expected<void> check_two_axes(const Network& net, const std::vector<Dims>& shapes, const std::string& who) {
+  for (const auto& node : net.nodes)
+    if (slides(node.op) && shapes[static_cast<std::size_t>(node.inputs.front())].size() == 4)
+      return unexpected(
+          Error{ErrorCode::unsupported_operator,
+                "node " + node.name + " (" + name(node.op) + "): three spatial axes, which " + who + " does not take"});
+  return {};
+}
+
 std::int64_t multiply_adds(const Network& net) {
   const auto shapes = infer_shapes(net);
   std::int64_t sum = 0;
   if (!shapes) return sum;
   for (std::size_t i = 0; i < net.nodes.size(); ++i) {
     const auto& out = (*shapes)[i + 1];
-    if (const auto* c = std::get_if<Convolution>(&net.nodes[i].op)) sum += size(c->weight) * out[1] * out[2];
+    if (const auto* c = std::get_if<Convolution>(&net.nodes[i].op)) sum += size(c->weight) * (elements(out) / out[0]);
     if (const auto* d = std::get_if<Dense>(&net.nodes[i].op)) sum += size(d->weight);
   }
   return sum;

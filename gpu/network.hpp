@@ -13,7 +13,8 @@
 
 namespace coppice::gpu {
 
-// Per item: {channels, height, width} for images, {features} for vectors. Rank 1 to 8.
+// Per item: {channels, height, width} for images, {channels, depth, height, width} for volumes, {features} for vectors.
+// Rank 1 to 8.
 using Dims = std::vector<std::int64_t>;
 
 std::int64_t elements(const Dims& dims);  // REQUIRES: validated dims, as infer_shapes gives them
@@ -23,13 +24,26 @@ struct Window {  // of a convolution or a pool, in pixels
   std::int64_t kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1;
   std::int64_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;
   std::int64_t dilation_h = 1, dilation_w = 1;  // pixels from one tap of the kernel to the next
+  // Of a volume; an image is one plane deep.
+  std::int64_t kernel_d = 1, stride_d = 1, pad_front = 0, pad_back = 0, dilation_d = 1;
+
+  std::int64_t taps() const { return kernel_d * kernel_h * kernel_w; }  // REQUIRES: a validated window
   bool operator==(const Window&) const = default;
 };
+
+struct WindowAxis {
+  std::int64_t kernel = 1, stride = 1, before = 0, after = 0, dilation = 1;  // before and after: the padding
+
+  std::int64_t span() const { return (kernel - 1) * dilation + 1; }  // pixels from the first tap to the last
+  bool operator==(const WindowAxis&) const = default;
+};
+// The window's axes over a value: height and width over an image, depth before them over a volume.
+std::vector<WindowAxis> axes(const Window& window, const Dims& value);
 
 struct Convolution {
   Window window;
   std::int64_t out_channels = 0, groups = 1;
-  std::vector<float> weight, bias;  // [out, in / groups, kernel_h, kernel_w]; [out] or empty
+  std::vector<float> weight, bias;  // [out, in / groups, (kernel_d,) kernel_h, kernel_w]; [out] or empty
 };
 struct BatchNorm {
   std::vector<float> scale, shift, mean, variance;  // each [channels]
@@ -93,6 +107,10 @@ struct Network {
 
 // The shape of one node's output, given those of all values before it. Errors: shape_mismatch naming the node.
 Expected<Dims> infer_shape(const Node& node, const std::vector<Dims>& known);
+
+// What only the CPU device runs, and only forward, is refused for `who`, as in "training". REQUIRES: the net's shapes.
+// Errors: unsupported_operator naming the node that slides over three spatial axes.
+Expected<void> check_two_axes(const Network& net, const std::vector<Dims>& shapes, const std::string& who);
 
 // Every value's shape: [0] the input, [i + 1] node i's output. Errors: shape_mismatch naming the node.
 // All arithmetic is bounded: no value has more than 2^31 elements, whatever the net says.

@@ -2,7 +2,7 @@
 //
 // Opsets 1 to 18, each operator in the form that its opset has: Add, AveragePool, BatchNormalization, Clip, Concat,
 // Constant, Conv, Dropout, Flatten, Gemm, GlobalAveragePool, Identity, MatMul, MaxPool, ReduceMean, Relu, Reshape,
-// Slice, Split, Squeeze, Transpose, Unsqueeze; float32, one or two spatial axes, for inference. Weights,
+// Slice, Split, Squeeze, Transpose, Unsqueeze; float32, one to three spatial axes, for inference. Weights,
 // bounds, axes and sizes are constants; a matrix product has one constant factor. Sizes may be computed from shapes
 // (Shape, Gather, Cast, Concat, Slice, Add, Sub, Mul, Div of integers), but not from how many items there are. A Pad is
 // read where it adds nothing.

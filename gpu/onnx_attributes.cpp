@@ -10,18 +10,14 @@ namespace {
 
 constexpr std::int64_t kWindowMax = 65'536;  // as in infer_shapes
 
-struct Axis {  // of a window
-  std::int64_t kernel, stride, dilation, before, after;
-
-  bool in_bounds() const {
-    const auto within = [](std::int64_t value, std::int64_t least) { return value >= least && value <= kWindowMax; };
-    return within(kernel, 1) && within(stride, 1) && within(dilation, 1) && within(before, 0) && within(after, 0);
-  }
-  std::int64_t span() const { return (kernel - 1) * dilation + 1; }
-};
+bool in_bounds(const WindowAxis& axis) {
+  const auto within = [](std::int64_t value, std::int64_t least) { return value >= least && value <= kWindowMax; };
+  return within(axis.kernel, 1) && within(axis.stride, 1) && within(axis.dilation, 1) && within(axis.before, 0) &&
+         within(axis.after, 0);
+}
 
 // So much padding that the output is the input's size by the stride, rounded up; the odd pixel goes to the end or not.
-void pad_same(Axis& axis, std::int64_t size, bool more_after) {
+void pad_same(WindowAxis& axis, std::int64_t size, bool more_after) {
   const auto out = (size + axis.stride - 1) / axis.stride;
   const auto total = std::max<std::int64_t>(0, (out - 1) * axis.stride + axis.span() - size);
   axis.before = more_after ? total / 2 : (total + 1) / 2;
@@ -29,7 +25,7 @@ void pad_same(Axis& axis, std::int64_t size, bool more_after) {
 }
 
 // Whether windows reach further than the padding did.
-bool pad_for_ceiling(Axis& axis, std::int64_t size) {
+bool pad_for_ceiling(WindowAxis& axis, std::int64_t size) {
   const auto room = size + axis.before + axis.after - axis.span();
   if (room < 0) return false;                                        // infer_shape says that no window fits
   auto last = (room + axis.stride - 1) / axis.stride * axis.stride;  // where the last window begins
@@ -64,7 +60,7 @@ Expected<Sliding> sliding(const onnx::NodeProto& node, const std::string& at, co
   const auto axes = sizes.size();
   const Dims kernels = integers(node, "kernel_shape", kernel), strides = integers(node, "strides", Dims(axes, 1)),
              dilations = integers(node, "dilations", Dims(axes, 1)), pads = integers(node, "pads", Dims(2 * axes, 0));
-  if (axes < 1 || axes > 2) return unsupported(at + ": only one or two spatial axes");
+  if (axes < 1 || axes > 3) return unsupported(at + ": only one, two or three spatial axes");
   if (kernels.size() != axes || strides.size() != axes || dilations.size() != axes || pads.size() != 2 * axes)
     return unsupported(at + ": its kernel_shape, strides, dilations and pads are not those of " + std::to_string(axes) +
                        " axes");
@@ -73,18 +69,19 @@ Expected<Sliding> sliding(const onnx::NodeProto& node, const std::string& at, co
   if (padding != "NOTSET" && padding != "VALID" && padding != "SAME_UPPER" && padding != "SAME_LOWER")
     return unsupported(at + ": auto_pad " + padding);
   Sliding out;
-  std::vector<Axis> read(2 - axes, {1, 1, 1, 0, 0});  // a row one pixel high
+  std::vector<WindowAxis> read(3 - axes);  // of what is one pixel high, or one plane deep
   for (std::size_t i = 0; i < axes; ++i) {
-    Axis axis{kernels[i], strides[i], dilations[i], pads[i], pads[axes + i]};
+    WindowAxis axis{kernels[i], strides[i], pads[i], pads[axes + i], dilations[i]};
     if (padding != "NOTSET") axis.before = axis.after = 0;
-    if (!axis.in_bounds()) return fault(ErrorCode::shape_mismatch, at + ": its window is out of bounds");
+    if (!in_bounds(axis)) return fault(ErrorCode::shape_mismatch, at + ": its window is out of bounds");
     if (padding.starts_with("SAME")) pad_same(axis, sizes[i], padding == "SAME_UPPER");
     out.padded |= axis.before + axis.after > 0;
     if (integer(node, "ceil_mode", 0) != 0) out.overhangs |= pad_for_ceiling(axis, sizes[i]);
     read.push_back(axis);
   }
-  const Axis &h = read[0], &w = read[1];
-  out.window = {h.kernel, w.kernel, h.stride, w.stride, h.before, w.before, h.after, w.after, h.dilation, w.dilation};
+  const auto &d = read[0], &h = read[1], &w = read[2];
+  out.window = {h.kernel,   w.kernel,   h.stride, w.stride, h.before, w.before, h.after,   w.after,
+                h.dilation, w.dilation, d.kernel, d.stride, d.before, d.after,  d.dilation};
   return out;
 }
 

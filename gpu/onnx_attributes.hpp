@@ -22,14 +22,14 @@ std::int64_t integer(const onnx::NodeProto& node, const std::string& name, std::
 float real(const onnx::NodeProto& node, const std::string& name, float otherwise);
 Dims integers(const onnx::NodeProto& node, const std::string& name, Dims otherwise);
 
-// How a Conv or a pool slides. Of one spatial axis it is a row one pixel high.
+// How a Conv or a pool slides. Of one spatial axis it is a row one pixel high, of two an image one plane deep.
 struct Sliding {
   Window window;
   bool padded = false;     // whether the node itself asks for padding
   bool overhangs = false;  // whether ceil_mode lets a window reach beyond the padding that the node asks for
 };
 
-// sizes: pixels of the one or two spatial axes, each at most 2^31. kernel: the weight's, or empty for a pool.
+// sizes: pixels of the one to three spatial axes, each at most 2^31. kernel: the weight's, or empty for a pool.
 // auto_pad and ceil_mode become pads. A window that ceil_mode adds must begin before the padding at the end does, as in
 // PyTorch, whose exports are the ones that use it.
 // Errors: unsupported_operator (another number of axes), shape_mismatch (out of bounds). `at` is how errors begin.

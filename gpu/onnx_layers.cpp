@@ -35,7 +35,7 @@ OnnxReader::Done OnnxReader::needs_batch() const {
 }
 
 OnnxReader::Done OnnxReader::windowed(const onnx::NodeProto& n, Operator op, int in) {
-  if (shape(in).size() == 3) return give(n, make(std::move(op), {in}));
+  if (shape(in).size() != 2) return give(n, make(std::move(op), {in}));
   const int row = make(Reshape{{shape(in)[0], 1, shape(in)[1]}}, {in});
   const int out = make(std::move(op), {row});
   return give(n, fault_ ? -1 : make(Reshape{{shape(out)[0], shape(out)[2]}}, {out}));
@@ -45,15 +45,15 @@ OnnxReader::Done OnnxReader::convolution(const onnx::NodeProto& n, int in) {
   if (auto ok = needs_batch(); !ok) return ok;
   const Dims& from = shape(in);
   const auto w = weight(n, 1);
-  if (!w || (w->dims.size() != 3 && w->dims.size() != 4))
-    return unsupported(at_ + ": its weight is not a constant of three or four axes");
+  if (!w || w->dims.size() < 3 || w->dims.size() > 5)
+    return unsupported(at_ + ": its weight is not a constant of three, four or five axes");
   if (w->dims.size() != from.size() + 1)
     return fault(ErrorCode::shape_mismatch,
                  at_ + ": its weight of " + to_string(w->dims) + " does not fit an input of " + to_string(from));
   const Dims kernel(w->dims.begin() + 2, w->dims.end());
   const auto slide = sliding(n, at_, Dims(from.begin() + 1, from.end()), kernel);
   if (!slide) return unexpected(slide.error());
-  if (slide->window.kernel_w != kernel.back() || slide->window.kernel_h != (kernel.size() == 2 ? kernel.front() : 1))
+  if (integers(n, "kernel_shape", kernel) != kernel)
     return fault(ErrorCode::shape_mismatch, at_ + ": kernel_shape is not its weight's");
   Convolution c{slide->window, w->dims[0], integer(n, "group", 1), {}, {}};
   if (auto ok = constant(n, 1, "weight", c.weight); !ok) return ok;

@@ -88,7 +88,7 @@ class OnnxReader {
   // in: [.., rows, inner] or [inner]; matrices: [outer, inner], or one for each of the input's leading axes.
   int product(int in, std::vector<float> matrices, std::int64_t count, std::int64_t outer, std::int64_t inner);
   int mean(int in, const std::vector<bool>& gone, bool keep);
-  Done windowed(const onnx::NodeProto& n, Operator op, int in);  // of an image, or of a row as an image
+  Done windowed(const onnx::NodeProto& n, Operator op, int in);  // of an image or a volume, or of a row as an image
   Done plus(const onnx::NodeProto& n, int in, const Weight& addend, bool may_move);
   Done plus(const onnx::NodeProto& n, int a, int b);
   bool taken_as_bias(int in, const Dims& dims, const std::vector<float>& values);

@@ -58,23 +58,32 @@ class Writer {
     for (const auto value : values) tensor.add_int64_data(value);
     return name;
   }
-  // An image [N, channels, height, width] under other sizes, the batch left open.
+  // A value [N, its sizes] under other sizes, the batch left open.
   onnx::NodeProto& reshape(Dims to) {
     to.insert(to.begin(), -1);
     return node("Reshape", {integers(name_ + ".to", to)});
   }
-  static void window(onnx::NodeProto& node, const Window& w) {
-    ints(node, "kernel_shape", {w.kernel_h, w.kernel_w});
-    ints(node, "strides", {w.stride_h, w.stride_w});
-    ints(node, "pads", {w.pad_top, w.pad_left, w.pad_bottom, w.pad_right});
-    if (w.dilation_h != 1 || w.dilation_w != 1) ints(node, "dilations", {w.dilation_h, w.dilation_w});
+  void window(onnx::NodeProto& node, const Window& w) const {
+    Dims kernel, strides, pads, after, dilations;
+    for (const auto& axis : axes(w, shape_)) {
+      kernel.push_back(axis.kernel);
+      strides.push_back(axis.stride);
+      pads.push_back(axis.before);
+      after.push_back(axis.after);
+      dilations.push_back(axis.dilation);
+    }
+    pads.insert(pads.end(), after.begin(), after.end());
+    ints(node, "kernel_shape", kernel);
+    ints(node, "strides", strides);
+    ints(node, "pads", pads);
+    if (std::any_of(dilations.begin(), dilations.end(), [](auto gap) { return gap > 1; }))
+      ints(node, "dilations", dilations);
   }
 
   void operator()(const Convolution& c) {
-    const auto in =
-        static_cast<std::int64_t>(c.weight.size()) / (c.out_channels * c.window.kernel_h * c.window.kernel_w);
-    std::vector<std::string> weights{
-        tensor(name_ + ".weight", {c.out_channels, in, c.window.kernel_h, c.window.kernel_w}, c.weight)};
+    Dims dims{c.out_channels, static_cast<std::int64_t>(c.weight.size()) / (c.out_channels * c.window.taps())};
+    for (const auto& axis : axes(c.window, shape_)) dims.push_back(axis.kernel);
+    std::vector<std::string> weights{tensor(name_ + ".weight", dims, c.weight)};
     if (!c.bias.empty()) weights.push_back(tensor(name_ + ".bias", {c.out_channels}, c.bias));
     auto& made = node("Conv", weights);
     window(made, c.window);

@@ -27,6 +27,14 @@ Network small_net() {
   return b.net;
 }
 
+Network net_of_volumes() {
+  Builder b({2, 3, 4, 4}, 1);
+  const int conv = b.conv(0, {2, 1, 1, 2, 1, 0, 0, 1, 1, 1, 2, 1, 1, 0}, 2, 2);
+  const int pool = b.push(MaxPool{{2, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 1}}, {b.relu(conv)});
+  b.dense(b.flatten(b.push(AveragePool{{1, 1, 2, 1, 0, 0, 0, 0, 1, 1, 2, 2}, true}, {pool})), 2);
+  return b.net;
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -51,7 +59,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 }
 
 std::vector<std::string> coppice::fuzz::seeds() {
-  std::vector<Network> nets{small_net()};
+  std::vector<Network> nets{small_net(), net_of_volumes()};
   for (std::uint64_t seed = 0; seed < 4; ++seed) nets.push_back(random_net(seed, 3));
   std::vector<std::string> out;
   for (const auto& net : nets) {

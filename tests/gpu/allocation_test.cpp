@@ -53,6 +53,23 @@ TEST_F(Allocation, NeverWhileANetOfAnyFamilyRuns) {
   }
 }
 
+// Every way that a convolution or a pool of volumes takes: wide and narrow, in groups, with a residual sum, dilated.
+TEST_F(Allocation, NeverWhileNetsOfVolumesRun) {
+  for (std::uint64_t seed = 0; seed < 60; ++seed) {
+    Builder b({1, 1, 1, 1}, seed);
+    b.net.input = {b.draw(1, 40), b.draw(3, 6), b.draw(3, 9), b.draw(3, 9)};
+    const Window same{3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 3, 1, 1, 1};
+    const auto wide = b.toss() ? 16 * b.draw(1, 3) : b.draw(1, 40);
+    int v = b.relu(b.conv(0, b.toss() ? same : b.window(false), wide));
+    v = b.relu(b.add(b.norm(b.conv(v, same, wide, b.toss() ? wide : 1)), v));
+    v = b.conv(v, {3, 3, 2, 1, 2, 2, 2, 2, 2, 2, 3, 1, 2, 2, 2}, b.draw(1, 20), 1, b.toss());
+    v = b.push(MaxPool{{1, 2, 1, 1, 0, 0, 0, 1, 1, 1, 2, 2, 1, 0}}, {v});
+    v = b.push(AveragePool{{1, 2, 1, 2, 0, 1, 0, 0}, b.toss()}, {v});
+    b.dense(b.flatten(b.norm(v)), 3);
+    EXPECT_EQ(allocations_of_a_run(b.net, static_cast<int>(seed % 3) + 1), 0) << "seed " << seed;
+  }
+}
+
 TEST_F(Allocation, NeverWhileRandomNetsRun) {
   for (std::uint64_t seed = 0; seed < 150; ++seed) {
     const auto net = random_net(seed, static_cast<int>(seed % 8) + 1, Palette::all);

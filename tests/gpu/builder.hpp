@@ -27,7 +27,7 @@ struct Builder {
     return static_cast<int>(net.nodes.size());
   }
   int conv(int in, Window w, std::int64_t out, std::int64_t groups = 1, bool bias = true) {
-    const auto fan_in = shape(in)[0] / groups * w.kernel_h * w.kernel_w;
+    const auto fan_in = shape(in)[0] / groups * w.taps();
     const float bound = 1.5F / std::sqrt(static_cast<float>(fan_in));
     auto weight = sample.floats(out * fan_in, -bound, bound);
     return push(Convolution{w, out, groups, std::move(weight), bias ? sample.floats(out) : std::vector<float>{}}, {in});
@@ -56,12 +56,18 @@ struct Builder {
   // A window that fits the net's input.
   Window window(bool of_pool) {
     Window w;
-    w.kernel_h = draw(1, std::min<std::int64_t>(4, net.input[1]));
-    w.kernel_w = draw(1, std::min<std::int64_t>(4, net.input[2]));
+    const auto height = net.input.end()[-2], width = net.input.back();
+    w.kernel_h = draw(1, std::min<std::int64_t>(4, height));
+    w.kernel_w = draw(1, std::min<std::int64_t>(4, width));
     w.stride_h = draw(1, 3);
     w.stride_w = draw(1, 3);
     for (auto* pad : {&w.pad_top, &w.pad_bottom}) *pad = draw(0, of_pool ? w.kernel_h - 1 : 2);
     for (auto* pad : {&w.pad_left, &w.pad_right}) *pad = draw(0, of_pool ? w.kernel_w - 1 : 2);
+    if (net.input.size() == 4) {
+      w.kernel_d = draw(1, std::min<std::int64_t>(4, net.input[1]));
+      w.stride_d = draw(1, 3);
+      for (auto* pad : {&w.pad_front, &w.pad_back}) *pad = draw(0, of_pool ? w.kernel_d - 1 : 2);
+    }
     return w;
   }
 };

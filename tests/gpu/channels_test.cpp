@@ -182,5 +182,14 @@ TEST(ForClasses, RowsOfTheLastLayerInThisOrder) {
   EXPECT_FALSE(for_classes(b.net, {}));
 }
 
+TEST(Channels, RefuseThreeSpatialAxes) {
+  Builder b({2, 3, 3, 3}, 1);
+  head(b, b.conv(0, {}, 4), 2);
+  const auto graph = channel_graph(b.net);
+  ASSERT_FALSE(graph);
+  EXPECT_EQ(graph.error().code, ErrorCode::unsupported_operator);
+  EXPECT_EQ(graph.error().what, "node node0 (Convolution): three spatial axes, which narrowing does not take");
+}
+
 }  // namespace
 }  // namespace coppice::gpu

@@ -213,6 +213,60 @@ RC_GTEST_PROP(CpuOperators, ResidualAddWithAndWithoutRelu, ()) {
   });
 }
 
+// ---- volumes ----
+
+void holds_of_volumes(const std::function<void(Builder&)>& append) {
+  holds([&](Builder& b) {
+    b.net.input = {b.draw(1, 20), b.draw(1, 6), b.draw(1, 8), b.draw(1, 8)};
+    append(b);
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, ConvolutionOfVolumes, ()) {
+  holds_of_volumes([](Builder& b) {
+    const auto groups = b.toss() ? 1 : b.draw(1, 6);
+    b.net.input[0] = groups * b.draw(1, 20);
+    auto w = b.window(false);
+    if (b.toss()) w.dilation_d = w.dilation_w = 2, w.pad_front = w.pad_left = 2 * w.kernel_d + 2 * w.kernel_w;
+    const int conv = b.conv(0, w, groups * b.draw(1, 20), groups, b.toss());
+    if (b.toss()) b.relu(b.toss() ? b.norm(conv) : conv);
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, ResidualAddOfVolumes, ()) {
+  holds_of_volumes([](Builder& b) {
+    const Window w{3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 3, 1, 1, 1};
+    const auto channels = b.net.input[0];
+    const int conv = b.conv(0, w, channels, b.toss() ? channels : 1), sum = b.toss() ? b.add(0, conv) : b.add(conv, 0);
+    const int again = b.conv(b.clip(sum), w, b.draw(1, 20));
+    if (b.toss()) b.norm(b.relu(again));
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, PoolsOfVolumes, ()) {
+  holds_of_volumes([](Builder& b) {
+    auto w = b.window(true);
+    const int from = b.toss() ? b.conv(0, {}, b.draw(1, 20)) : 0;
+    if (b.draw(0, 3) == 0) {  // as far as an axis has room for
+      w = {1, 1, 1, 2};
+      w.kernel_d = std::min<std::int64_t>(2, b.net.input[1]);
+      w.dilation_d = b.draw(1, std::max<std::int64_t>(1, b.net.input[1] - 1));
+    }
+    b.push(b.toss() ? Operator(MaxPool{w}) : Operator(AveragePool{w, b.toss()}), {from});
+  });
+}
+
+RC_GTEST_PROP(CpuOperators, MovesOfVolumes, ()) {
+  holds_of_volumes([](Builder& b) {
+    const int conv = b.conv(0, {3, 3, 1, 1, 1, 1, 1, 1}, b.draw(2, 20));
+    const auto axis = static_cast<int>(b.draw(0, 3));
+    const auto size = b.shape(conv)[static_cast<std::size_t>(axis)];
+    const int part = b.push(Slice{axis, size / 2, size}, {conv}), joined = b.push(Concat{axis}, {part, conv});
+    const int turned = b.push(Transpose{{0, 3, 1, 2}}, {joined});
+    b.dense(b.flatten(b.toss() ? b.conv(turned, {}, 3) : turned), 4);
+  });
+}
+
 // ---- fusions that must not be ----
 
 class CpuFusion : public ::testing::Test {
@@ -352,6 +406,7 @@ TEST(CpuOperators, RefuseNetsWhoseShapesDoNotInfer) {
   bad.push_back({"negative", {2, 3, 3}, {{"a", Relu{}, {-1}}, {"b", Relu{}, {1}}}});
   bad.push_back({"norm", {2, 3, 3}, {{"a", Convolution{{}, 0, 0, {}, {}}, {0}}, {"b", BatchNorm{}, {1}}}});
   bad.push_back({"matrix", {3, 3}, {{"a", MaxPool{}, {0}}}});
+  bad.push_back({"five axes", {1, 3, 3, 3, 3}, {{"a", MaxPool{}, {0}}}});
   for (const auto& net : bad) {
     const auto made = (*device)->compile(net, {1});
     ASSERT_FALSE(made) << net.name;

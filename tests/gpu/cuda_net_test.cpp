@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "gpu/training.hpp"
 #include "tests/gpu/cuda_case.hpp"
 #include "tests/gpu/cuda_nets.hpp"
 #include "tests/gpu/reference.hpp"
@@ -208,6 +209,15 @@ TEST_F(CudaNet, RefusesWrongSizes) {
   EXPECT_EQ(ran.error().code, ErrorCode::shape_mismatch);
   EXPECT_FALSE(cuda()->compile(operator_nets().front(), {0}));
   EXPECT_FALSE(cuda()->compile(operator_nets().front(), {1 << 20}));
+}
+
+TEST_F(CudaNet, RefusesThreeSpatialAxes) {
+  Builder b({2, 3, 3, 3}, 1);
+  b.relu(b.conv(0, {}, 2));
+  for (const auto& why : {cuda()->compile(b.net, {1}).error(), cuda()->compile_training(b.net, {.batch = 1}).error()}) {
+    EXPECT_EQ(why.code, ErrorCode::unsupported_operator);
+    EXPECT_NE(why.what.find("node node0 (Convolution): three spatial axes"), std::string::npos) << why.what;
+  }
 }
 
 TEST_F(CudaNet, HasThreePrecisions) {

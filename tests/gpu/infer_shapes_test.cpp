@@ -63,6 +63,44 @@ TEST(InferShapes, NamesThePoolWhosePaddingHidesTheImage) {
   refused({25}, GlobalAveragePool{});
 }
 
+TEST(InferShapes, NamesTheLayerThatDoesNotFitAVolume) {
+  const Window cube{2, 2, 1, 1, 0, 0, 0, 0, 1, 1, 2};
+  refused({1, 5, 5}, MaxPool{cube});  // an image has no depth
+  refused({1, 1, 5, 5}, MaxPool{cube});
+  refused({1, 2, 5, 5, 5}, MaxPool{cube});
+  refused({2, 4, 4, 4}, conv(cube, 3, 1, 3 * 2 * 4));  // the weights of an image
+  for (const std::int64_t value : {std::int64_t{0}, std::int64_t{-1}, kMost, kLeast}) {
+    refused({1, 5, 5, 5}, MaxPool{{1, 1, 1, 1, 0, 0, 0, 0, 1, 1, value}});
+    refused({1, 5, 5, 5}, conv({1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, value}, 1, 1, 1));
+    refused({1, 5, 5, 5}, conv({1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, value}, 1, 1, 1));
+    if (value != 0) refused({1, 5, 5, 5}, conv({1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, value}, 1, 1, 1));
+  }
+  refused({1, 5, 5, 5}, AveragePool{{1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 2, 1, 2, 0}, false});  // hides its input
+  refused({1, 1'000, 1'000, 1'000}, conv({}, 3, 1, 3));
+  refused({1, 1, 1, 1}, conv({1, 1, 1, 1, 2'000, 2'000, 2'000, 2'000, 1, 1, 1, 1, 2'000, 2'000}, 1, 1, 1));
+}
+
+TEST(InferShapes, FollowVolumes) {
+  Builder b({2, 5, 6, 7}, 1);
+  const int conv = b.conv(0, {3, 3, 2, 1, 1, 1, 1, 0, 1, 1, 2, 2, 0, 1}, 4, 2);
+  EXPECT_EQ(b.shape(conv), (Dims{4, 3, 3, 6}));
+  EXPECT_EQ(multiply_adds(b.net), 4 * 3 * 3 * 6 * (2 * 3 * 3));
+  EXPECT_EQ(b.shape(b.push(MaxPool{{1, 2, 1, 2}}, {conv})), (Dims{4, 3, 3, 3}));
+}
+
+TEST(InferShapes, NamesTheLayerOfThreeAxesWhereTwoAreTaken) {
+  Builder b({2, 5, 5, 5}, 1);
+  b.relu(b.conv(0, {}, 2));
+  b.net.nodes[0].name = "culprit";
+  const auto taken = check_two_axes(b.net, *infer_shapes(b.net), "a test");
+  ASSERT_FALSE(taken);
+  EXPECT_EQ(taken.error().code, ErrorCode::unsupported_operator);
+  EXPECT_EQ(taken.error().what, "node culprit (Convolution): three spatial axes, which a test does not take");
+  Builder moves({2, 5, 5, 5}, 1);
+  moves.relu(0);
+  EXPECT_TRUE(check_two_axes(moves.net, *infer_shapes(moves.net), "a test"));
+}
+
 TEST(InferShapes, NamesTheNodeThatReadsAhead) {
   for (const int input : {-1, 2, 3, std::numeric_limits<int>::max(), std::numeric_limits<int>::min()})
     refused({1, 5, 5}, Relu{}, {input});

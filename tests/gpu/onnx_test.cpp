@@ -423,6 +423,49 @@ TEST(Onnx, ReadsRowsAsImages) {
   });
 }
 
+TEST(Onnx, ReadsVolumes) {
+  Model m({2, 5, 6, 7});
+  m.weight("w", {4, 1, 3, 2, 1}, ramp(24));
+  auto& conv = m.node("Conv", {"x", "w"}, "c");
+  Model::integers(conv, "strides", {2, 1, 3});
+  Model::integers(conv, "pads", {1, 0, 2, 0, 3, 1});
+  Model::integers(conv, "dilations", {1, 2, 1});
+  Model::integer(conv, "group", 2);
+  auto& pool = m.node("AveragePool", {"c"}, "p");
+  Model::integers(pool, "kernel_shape", {2, 3, 1});
+  Model::attribute(pool, "auto_pad").set_s("SAME_UPPER");
+  m.node("GlobalAveragePool", {"p"});
+  m.equals([](Builder& b) {
+    const int c = b.push(Convolution{{2, 1, 1, 3, 0, 2, 3, 1, 2, 1, 3, 2, 1, 0, 1}, 4, 2, ramp(24), {}}, {0});
+    const int p = b.push(AveragePool{{3, 1, 1, 1, 1, 0, 1, 0, 1, 1, 2, 1, 0, 1}, false}, {c});
+    b.push(GlobalAveragePool{}, {b.push(Reshape{{4, elements(b.shape(p)) / 4, 1}}, {p})});
+  });
+  Model four({1, 2, 2, 2, 2});
+  Model::integers(four.node("MaxPool", {"x"}), "kernel_shape", {1, 1, 1, 1});
+  four.refused(ErrorCode::unsupported_operator, "the_y");
+  Model another({2, 5, 6, 7});
+  another.weight("w", {4, 2, 3, 2, 1}, ramp(48));
+  Model::integers(another.node("Conv", {"x", "w"}), "kernel_shape", {2, 2, 1});
+  another.refused(ErrorCode::shape_mismatch, "the_y");
+  Model flat({2, 5, 6, 7});
+  flat.weight("w", {4, 2, 3, 2}, ramp(48));
+  flat.node("Conv", {"x", "w"});
+  flat.refused(ErrorCode::shape_mismatch, "the_y");
+}
+
+TEST(Onnx, WritesVolumes) {
+  for (const std::uint64_t seed : {1, 2, 3, 4, 5, 6, 7, 8}) {
+    Builder b({4, 5, 6, 7}, seed);
+    const int conv = b.relu(b.norm(b.conv(0, b.window(false), 6, 2, b.toss())));
+    const int pool = b.push(MaxPool{{1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 2}}, {conv});
+    b.push(AveragePool{{1, 1, 2, 1, 0, 0, 0, 0}, b.toss()}, {pool});
+    const auto again = parse_onnx(to_onnx(b.net).value(), "again");
+    ASSERT_TRUE(again) << again.error().what;
+    const auto input = random_input(b.net, 2, seed);
+    EXPECT_EQ(reference::forward(*again, input), reference::forward(b.net, input));
+  }
+}
+
 TEST(Onnx, ReadsSlicesInBothForms) {
   const auto expected = [](Builder& b) { b.push(Slice{1, 1, 3}, {b.push(Slice{0, 2, 4}, {0})}); };
   Model old({4, 4}, 9);

@@ -19,58 +19,77 @@ struct Forward {  // of one item
   const Dims from;                 // of the first one, where there is one
   const Dims to;
 
-  // Calls visit(output index, channel, top row, left column) for every output pixel of a window.
+  struct Pixel {
+    std::int64_t z, y, x;
+  };
+  // Depth, height and width; an image is one plane deep.
+  static Pixel size(const Dims& dims) { return {dims.size() == 4 ? dims[1] : 1, dims.end()[-2], dims.back()}; }
+
+  // Calls visit(output index, channel, where the window begins) for every output pixel of a window.
   template <class Visit>
   void slide(const Window& w, Visit visit) const {
+    const Pixel all = size(to);
+    std::size_t i = 0;
     for (std::int64_t c = 0; c < to[0]; ++c)
-      for (std::int64_t y = 0; y < to[1]; ++y)
-        for (std::int64_t x = 0; x < to[2]; ++x)
-          visit(static_cast<std::size_t>((c * to[1] + y) * to[2] + x), c, y * w.stride_h - w.pad_top,
-                x * w.stride_w - w.pad_left);
+      for (std::int64_t z = 0; z < all.z; ++z)
+        for (std::int64_t y = 0; y < all.y; ++y)
+          for (std::int64_t x = 0; x < all.x; ++x)
+            visit(i++, c, Pixel{z * w.stride_d - w.pad_front, y * w.stride_h - w.pad_top, x * w.stride_w - w.pad_left});
   }
-  bool inside(std::int64_t y, std::int64_t x) const { return y >= 0 && x >= 0 && y < from[1] && x < from[2]; }
-  double at(std::int64_t c, std::int64_t y, std::int64_t x) const {
-    return (*in[0])[static_cast<std::size_t>((c * from[1] + y) * from[2] + x)];
+  // Calls visit(tap, pixel under it) for every tap of a window, also where that lies beside the input.
+  template <class Visit>
+  static void taps(const Window& w, const Pixel& begin, Visit visit) {
+    std::int64_t tap = 0;
+    for (std::int64_t z = 0; z < w.kernel_d; ++z)
+      for (std::int64_t y = 0; y < w.kernel_h; ++y)
+        for (std::int64_t x = 0; x < w.kernel_w; ++x)
+          visit(tap++, Pixel{begin.z + z * w.dilation_d, begin.y + y * w.dilation_h, begin.x + x * w.dilation_w});
+  }
+  bool inside(const Pixel& p) const {
+    const Pixel all = size(from);
+    return p.z >= 0 && p.y >= 0 && p.x >= 0 && p.z < all.z && p.y < all.y && p.x < all.x;
+  }
+  double at(std::int64_t c, const Pixel& p) const {
+    const Pixel all = size(from);
+    return (*in[0])[static_cast<std::size_t>(((c * all.z + p.z) * all.y + p.y) * all.x + p.x)];
   }
 
   Values operator()(const Convolution& conv) const {
     Values out(static_cast<std::size_t>(elements(to)));
     const auto& w = conv.window;
     const auto per_group = from[0] / conv.groups, outs = conv.out_channels / conv.groups;
-    slide(w, [&](std::size_t i, std::int64_t o, std::int64_t top, std::int64_t left) {
+    const auto kernel = w.kernel_d * w.kernel_h * w.kernel_w;
+    slide(w, [&](std::size_t i, std::int64_t o, const Pixel& begin) {
       double sum = conv.bias.empty() ? 0.0 : conv.bias[static_cast<std::size_t>(o)];
       for (std::int64_t c = 0; c < per_group; ++c)
-        for (std::int64_t y = 0; y < w.kernel_h; ++y)
-          for (std::int64_t x = 0; x < w.kernel_w; ++x)
-            if (const auto row = top + y * w.dilation_h, column = left + x * w.dilation_w; inside(row, column))
-              sum += at(o / outs * per_group + c, row, column) *
-                     conv.weight[static_cast<std::size_t>(((o * per_group + c) * w.kernel_h + y) * w.kernel_w + x)];
+        taps(w, begin, [&](std::int64_t tap, const Pixel& p) {
+          if (inside(p))
+            sum += at(o / outs * per_group + c, p) *
+                   conv.weight[static_cast<std::size_t>((o * per_group + c) * kernel + tap)];
+        });
       out[i] = sum;
     });
     return out;
   }
   Values operator()(const MaxPool& pool) const {
     Values out(static_cast<std::size_t>(elements(to)));
-    slide(pool.window, [&](std::size_t i, std::int64_t c, std::int64_t top, std::int64_t left) {
+    slide(pool.window, [&](std::size_t i, std::int64_t c, const Pixel& begin) {
       double best = -std::numeric_limits<double>::infinity();
-      const auto& w = pool.window;
-      for (std::int64_t y = top; y < top + w.kernel_h * w.dilation_h; y += w.dilation_h)
-        for (std::int64_t x = left; x < left + w.kernel_w * w.dilation_w; x += w.dilation_w)
-          if (inside(y, x)) best = std::max(best, at(c, y, x));
+      taps(pool.window, begin, [&](std::int64_t, const Pixel& p) {
+        if (inside(p)) best = std::max(best, at(c, p));
+      });
       out[i] = best;
     });
     return out;
   }
   Values operator()(const AveragePool& pool) const {
     Values out(static_cast<std::size_t>(elements(to)));
-    slide(pool.window, [&](std::size_t i, std::int64_t c, std::int64_t top, std::int64_t left) {
+    slide(pool.window, [&](std::size_t i, std::int64_t c, const Pixel& begin) {
       double sum = 0, count = 0;
-      const auto& w = pool.window;
-      for (std::int64_t y = top; y < top + w.kernel_h * w.dilation_h; y += w.dilation_h)
-        for (std::int64_t x = left; x < left + w.kernel_w * w.dilation_w; x += w.dilation_w) {
-          if (inside(y, x)) sum += at(c, y, x);
-          if (inside(y, x) || pool.count_padding) ++count;
-        }
+      taps(pool.window, begin, [&](std::int64_t, const Pixel& p) {
+        if (inside(p)) sum += at(c, p);
+        if (inside(p) || pool.count_padding) ++count;
+      });
       out[i] = sum / count;
     });
     return out;

@@ -46,6 +46,15 @@ struct Learner {
   }
 };
 
+TEST(Training, RefusesThreeSpatialAxes) {
+  Builder b({2, 3, 3, 3}, 1);
+  b.dense(b.flatten(b.push(MaxPool{}, {0})), 2);
+  const auto made = (*make_cpu_device({1}))->compile_training(b.net, {.batch = 1});
+  ASSERT_FALSE(made);
+  EXPECT_EQ(made.error().code, ErrorCode::unsupported_operator);
+  EXPECT_EQ(made.error().what, "node node0 (MaxPool): three spatial axes, which training does not take");
+}
+
 TEST(Training, RunningStatisticsFollowTheBatchesByATenthUnbiased) {
   Builder b({2, 3, 3}, 5);
   b.norm(0);
