@@ -35,7 +35,7 @@ class CudaDevice final : public Device {
       return unexpected(Error{ErrorCode::shape_mismatch, "a batch of " + std::to_string(options.batch)});
     const auto shapes = infer_shapes(net);
     if (!shapes) return unexpected(shapes.error());
-    if (auto ok = check_two_axes(net, *shapes, "a CUDA device"); !ok) return unexpected(ok.error());
+    if (auto ok = check_ordinary(net, *shapes, "a CUDA device"); !ok) return unexpected(ok.error());
     try {
       return make(ordinal_, precision_, net, *shapes, options);
     } catch (const Fault& fault) {

@@ -18,12 +18,13 @@ unexpected<Error> mismatch(const Node& node, const std::string& why) {
 
 std::int64_t size(const std::vector<float>& values) { return static_cast<std::int64_t>(values.size()); }
 
-// Whether a tensor of these sizes may be: the product is only taken when this holds.
+// Whether a tensor of these sizes may be: the product is only taken when this holds. That of some of an empty one's
+// axes stays in bounds too.
 bool in_bounds(const Dims& dims) {
   std::int64_t product = 1;
   for (const auto dim : dims) {
-    if (dim < 1 || dim > kElementsMax / product) return false;
-    product *= dim;
+    if (dim < 0 || dim > kElementsMax / product) return false;
+    product *= std::max<std::int64_t>(dim, 1);
   }
   return !dims.empty() && dims.size() <= 8;
 }
@@ -110,8 +111,8 @@ struct Inference {
     return Dims{in()[0], 1, 1};
   }
   Expected<Dims> operator()(const Dense& d) const {
-    if (in().size() != 1 || !in_bounds(Dims{d.out_features, in()[0]}) || size(d.weight) != d.out_features * in()[0] ||
-        (!d.bias.empty() && size(d.bias) != d.out_features))
+    if (in().size() != 1 || d.out_features < 1 || !in_bounds(Dims{d.out_features, in()[0]}) ||
+        size(d.weight) != d.out_features * in()[0] || (!d.bias.empty() && size(d.bias) != d.out_features))
       return mismatch(node, "its weights do not fit an input of " + to_string(in()));
     return Dims{d.out_features};
   }
@@ -123,7 +124,7 @@ struct Inference {
       const auto of_a = i < a.size() ? a[a.size() - 1 - i] : 1, of_b = i < b.size() ? b[b.size() - 1 - i] : 1;
       if (of_a != of_b && of_a != 1 && of_b != 1)
         return mismatch(node, "adds " + to_string(a) + " and " + to_string(b));
-      out[out.size() - 1 - i] = std::max(of_a, of_b);
+      out[out.size() - 1 - i] = of_a == 1 ? of_b : of_a;
     }
     return out;
   }
@@ -145,7 +146,7 @@ struct Inference {
     if (!has_axis(s.axis)) return mismatch(node, "has no axis " + std::to_string(s.axis));
     Dims out = in();
     auto& size = out[static_cast<std::size_t>(s.axis)];
-    if (s.begin < 0 || s.begin >= s.end || s.end > size)
+    if (s.begin < 0 || s.begin > s.end || s.end > size)
       return mismatch(node, "takes " + std::to_string(s.begin) + " to " + std::to_string(s.end) + " of " +
                                 std::to_string(size));
     size = s.end - s.begin;
@@ -182,6 +183,11 @@ struct Inference {
 bool slides(const Operator& op) {
   return std::holds_alternative<Convolution>(op) || std::holds_alternative<MaxPool>(op) ||
          std::holds_alternative<AveragePool>(op);
+}
+// Whether the operator makes numbers out of several: of none it would have nothing to say.
+bool needs_numbers(const Operator& op) {
+  return slides(op) || std::holds_alternative<GlobalAveragePool>(op) || std::holds_alternative<Dense>(op) ||
+         std::holds_alternative<BatchNorm>(op);
 }
 
 }  // namespace
@@ -220,6 +226,9 @@ Expected<Dims> infer_shape(const Node& node, const std::vector<Dims>& known) {
   if (node.inputs.size() != arity) return mismatch(node, "takes " + std::to_string(arity) + " inputs");
   for (const int input : node.inputs)
     if (input < 0 || input >= static_cast<int>(known.size())) return mismatch(node, "reads a value that comes later");
+  for (const int input : node.inputs)
+    if (const Dims& dims = known[static_cast<std::size_t>(input)]; needs_numbers(node.op) && elements(dims) == 0)
+      return mismatch(node, "has nothing to work on in " + to_string(dims));
   auto shape = std::visit(Inference{node, known}, node.op);
   if (shape && !in_bounds(*shape)) return mismatch(node, "its output is too large: " + to_string(*shape));
   return shape;
@@ -238,13 +247,23 @@ Expected<std::vector<Dims>> infer_shapes(const Network& net) {
   return shapes;
 }
 
-Expected<void> check_two_axes(const Network& net, const std::vector<Dims>& shapes, const std::string& who) {
+Expected<void> check_filled(const Network& net, const std::vector<Dims>& shapes, const std::string& who) {
+  for (std::size_t i = 0; i < shapes.size(); ++i)
+    if (elements(shapes[i]) == 0)
+      return unexpected(Error{
+          ErrorCode::unsupported_operator,
+          (i == 0 ? "the net's input" : "node " + net.nodes[i - 1].name + " (" + name(net.nodes[i - 1].op) + ")") +
+              ": an empty value of " + to_string(shapes[i]) + ", which " + who + " does not take"});
+  return {};
+}
+
+Expected<void> check_ordinary(const Network& net, const std::vector<Dims>& shapes, const std::string& who) {
   for (const auto& node : net.nodes)
     if (slides(node.op) && shapes[static_cast<std::size_t>(node.inputs.front())].size() == 4)
       return unexpected(
           Error{ErrorCode::unsupported_operator,
                 "node " + node.name + " (" + name(node.op) + "): three spatial axes, which " + who + " does not take"});
-  return {};
+  return check_filled(net, shapes, who);
 }
 
 std::int64_t multiply_adds(const Network& net) {

@@ -14,7 +14,7 @@
 namespace coppice::gpu {
 
 // Per item: {channels, height, width} for images, {channels, depth, height, width} for volumes, {features} for vectors.
-// Rank 1 to 8.
+// Rank 1 to 8. An axis may be 0: the value has then no numbers, and takes no memory and no time.
 using Dims = std::vector<std::int64_t>;
 
 std::int64_t elements(const Dims& dims);  // REQUIRES: validated dims, as infer_shapes gives them
@@ -101,7 +101,7 @@ struct Node {
 
 struct Network {
   std::string name;
-  Dims input;               // e.g. {1, 28, 28}
+  Dims input;               // e.g. {1, 28, 28}; {0} of a net that takes nothing
   std::vector<Node> nodes;  // in topological order; the last node's output is the net's output
 };
 
@@ -109,8 +109,9 @@ struct Network {
 Expected<Dims> infer_shape(const Node& node, const std::vector<Dims>& known);
 
 // What only the CPU device runs, and only forward, is refused for `who`, as in "training". REQUIRES: the net's shapes.
-// Errors: unsupported_operator naming the node that slides over three spatial axes.
-Expected<void> check_two_axes(const Network& net, const std::vector<Dims>& shapes, const std::string& who);
+// Errors: unsupported_operator naming the node that slides over three spatial axes, or that makes an empty value.
+Expected<void> check_ordinary(const Network& net, const std::vector<Dims>& shapes, const std::string& who);
+Expected<void> check_filled(const Network& net, const std::vector<Dims>& shapes, const std::string& who);  // the latter
 
 // Every value's shape: [0] the input, [i + 1] node i's output. Errors: shape_mismatch naming the node.
 // All arithmetic is bounded: no value has more than 2^31 elements, whatever the net says.
@@ -121,7 +122,8 @@ std::int64_t parameters(const Network& net);
 
 // Equal function with fewer nodes: batch norms folded into the convolution or dense layer before them; the three moves
 // that ONNX needs to shuffle channels made one ChannelShuffle, reshapes of reshapes one reshape; identities, moves that
-// change nothing and nodes that the output does not need dropped. REQUIRES: shapes infer.
+// change nothing, what only makes empty values and nodes that the output does not need dropped. Of values that are
+// empty the input and the output can be left. REQUIRES: shapes infer.
 Network simplified(Network net);
 
 // The nodes that the last one needs, each reading what the identities before it read. REQUIRES: shapes infer.

@@ -22,7 +22,8 @@ inline constexpr std::int64_t kOnnxBytesMax = std::int64_t{512} << 20;
 
 struct OnnxOptions {
   // Whether the first axis counts items: it is then open, or 1, and no operator may touch it. Where it does not, every
-  // axis belongs to the one item, and operators that need a batch (convolutions, pools, norms) are refused.
+  // axis belongs to the one item, and operators that need a batch (convolutions, pools, norms) are refused. An axis may
+  // then be 0, and a graph may have no input at all, with a constant as its output.
   bool first_axis_is_batch = true;
 };
 

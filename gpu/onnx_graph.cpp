@@ -65,6 +65,11 @@ OnnxReader::Done OnnxReader::input() {
     if (found) return malformed(file_ + ": more than one input: " + found->name() + ", " + value.name());
     found = &value;
   }
+  if (!found && !options_.first_axis_is_batch) {  // all that is known beforehand
+    net_.input = {0};
+    shapes_.push_back(net_.input);
+    return {};
+  }
   if (!found || !found->type().has_tensor_type() || !found->type().tensor_type().has_shape())
     return malformed(file_ + ": no input with a shape");
   const auto& type = found->type().tensor_type();
@@ -76,7 +81,8 @@ OnnxReader::Done OnnxReader::input() {
                  file_ + ": the input needs a batch axis that is open or 1, and 1 to 7 more");
   for (int i = batch_axes; i < axes; ++i) {
     const auto& dim = type.shape().dim(i);
-    if (!dim.has_dim_value() || dim.dim_value() < 1)
+    // Beside an open batch, exporters have written 0 for other axes that are open.
+    if (!dim.has_dim_value() || dim.dim_value() < batch_axes)
       return fault(ErrorCode::shape_mismatch,
                    file_ + ": dimension " + std::to_string(i) + " of the input is not fixed");
     net_.input.push_back(dim.dim_value());
@@ -91,13 +97,31 @@ OnnxReader::Done OnnxReader::input() {
 
 Expected<Network> OnnxReader::finish() {
   if (graph_.output_size() != 1) return malformed(file_ + ": the graph has not one output");
-  const auto out = values_.find(graph_.output(0).name());
-  if (out == values_.end()) return malformed(file_ + ": no node makes the output " + graph_.output(0).name());
+  const auto& name = graph_.output(0).name();
+  if (weights_.contains(name))
+    if (auto ok = constant_output(name); !ok) return unexpected(ok.error());
+  const auto out = values_.find(name);
+  if (out == values_.end()) return malformed(file_ + ": no node makes the output " + name);
   // The last node is the output: nodes after it feed nothing that is asked for.
   net_.nodes.resize(static_cast<std::size_t>(out->second));
   if (net_.nodes.empty()) return malformed(file_ + ": the graph computes nothing");
   if (auto shapes = infer_shapes(net_); !shapes) return fault(shapes.error().code, file_ + ": " + shapes.error().what);
   return std::move(net_);
+}
+
+OnnxReader::Done OnnxReader::constant_output(const std::string& name) {
+  at_ = file_ + ": the output " + name;
+  if (options_.first_axis_is_batch) return malformed(at_ + " is a constant, the same for any number of items");
+  const auto& w = *weights_.at(name);
+  const auto dims = item(w.dims);
+  if (!dims) return unexpected(dims.error());
+  name_ = name;
+  made_ = 0;
+  const auto made = constant_value(w, *dims);
+  if (!made) return unexpected(made.error());
+  if (fault_) return unexpected(*fault_);
+  values_[name] = *made;
+  return {};
 }
 
 // ---- one node ----

@@ -267,6 +267,7 @@ OnnxReader::Done OnnxReader::reduce_mean(const onnx::NodeProto& n, int in) {
     if (!axis) return unexpected(axis.error());
     gone[static_cast<std::size_t>(*axis)] = true;
   }
+  if (elements(shape(in)) == 0) return unsupported(at_ + ": takes the mean of an empty tensor");
   const bool keep = global || integer(n, "keepdims", 1) != 0;
   if (!keep && std::find(gone.begin(), gone.end(), false) == gone.end())
     return unsupported(at_ + ": leaves one number without an axis");

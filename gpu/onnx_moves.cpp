@@ -14,14 +14,14 @@ namespace {
 
 constexpr std::int64_t kElementsMax = std::int64_t{1} << 31;
 
-// The product, or none where it passes what a tensor may have. REQUIRES: no negative numbers.
+// The product, or none where it passes what a tensor may have, by any of its axes. REQUIRES: no negative numbers.
 std::optional<std::int64_t> bounded_elements(const Dims& dims) {
   std::int64_t out = 1;
   for (const auto dim : dims) {
     if (dim > 0 && out > kElementsMax / dim) return std::nullopt;
-    out *= dim;
+    out *= std::max<std::int64_t>(dim, 1);
   }
-  return out;
+  return std::find(dims.begin(), dims.end(), 0) == dims.end() ? out : 0;
 }
 
 // to[...] = from[...] with axis i of the result taken from axis order[i].
@@ -126,9 +126,8 @@ Expected<Dims> OnnxReader::reshaped(const onnx::NodeProto& n, const Dims& whole)
     }
   }
   const auto size = bounded_elements(to), wanted = bounded_elements(whole);
-  if (!size || !wanted || *size == 0 || *wanted % *size != 0) return mismatch();
+  if (!size || !wanted || (open ? *size == 0 || *wanted % *size != 0 : *size != *wanted)) return mismatch();
   if (open) to[*open] = *wanted / *size;
-  if (!open && *size != *wanted) return mismatch();
   return to;
 }
 
@@ -262,7 +261,7 @@ Expected<int> OnnxReader::sliced(int in, std::int64_t at, std::int64_t begin, st
   const auto from = step > 0 ? cut(begin, size) : std::min(cut(begin, size), size - 1);
   // Backwards, the end is where nothing is taken any more: one before the first at the least.
   const auto to = step > 0 ? cut(end, size) : end < -size ? -1 : cut(end, size);
-  if (step > 0 ? from >= to : from <= to) return unsupported(at_ + ": takes nothing of axis " + std::to_string(at));
+  if (step > 0 ? from >= to : from <= to) return make(Slice{*axis, 0, 0}, {in});
   if (step == 1) return to - from < size ? make(Slice{*axis, from, to}, {in}) : in;
   const auto length = step > 0 ? to - from : from - to;
   const auto pace = step > 0 ? std::min(step, size) : step < -size ? size : -step;  // either takes the first alone
@@ -319,7 +318,6 @@ OnnxReader::Done OnnxReader::split(const onnx::NodeProto& n, int in) {
     if (part < 0 || part > size - begin || sizes.size() != static_cast<std::size_t>(parts)) break;
     const auto& output = n.output(static_cast<int>(i));
     if (!output.empty() && uses_.contains(output)) {
-      if (part == 0) return unsupported(at_ + ": its output " + output + " has nothing in it");
       if (auto ok = give(n, make(Slice{*axis, begin, begin + part}, {in}), static_cast<int>(i)); !ok) return ok;
     }
     begin += part;

@@ -42,6 +42,7 @@ class OnnxReader {
   Done initialisers();
   Done input();
   Expected<Network> finish();
+  Done constant_output(const std::string& name);
   Done begin(const onnx::NodeProto& n, int index);
   Done node(const onnx::NodeProto& n);
   Done node(const onnx::NodeProto& n, int in);

@@ -2,6 +2,7 @@
 
 #include <onnx/onnx_pb.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstring>
 #include <span>
@@ -13,13 +14,15 @@ namespace {
 
 constexpr std::int64_t kElementsMax = std::int64_t{1} << 28;
 
+// None where that is too many; an empty tensor's other axes are bounded too, since sizes are made of them.
 std::optional<std::size_t> count(const Dims& dims) {
   std::int64_t product = 1;
   for (const auto dim : dims) {
     if (dim < 0 || (dim > 0 && product > kElementsMax / dim)) return std::nullopt;
-    product *= dim;
+    product *= dim > 0 ? dim : 1;
   }
-  return dims.size() > 8 ? std::nullopt : std::optional(static_cast<std::size_t>(product));
+  if (dims.size() > 8) return std::nullopt;
+  return std::find(dims.begin(), dims.end(), 0) == dims.end() ? static_cast<std::size_t>(product) : 0;
 }
 
 // Stored is how one element lies in raw data. Whether the bytes are what n elements need.

@@ -210,6 +210,7 @@ void declare(onnx::ValueInfoProto& value, const std::string& name, const Dims& d
 Expected<std::vector<std::byte>> to_onnx(const Network& net) {
   const auto shapes = infer_shapes(net);
   if (!shapes) return unexpected(shapes.error());
+  if (auto ok = check_filled(net, *shapes, "an ONNX file with an open batch"); !ok) return unexpected(ok.error());
   if (auto ok = check_constants(net); !ok) return unexpected(ok.error());
   onnx::ModelProto model;
   model.set_ir_version(7);

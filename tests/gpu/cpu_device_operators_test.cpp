@@ -414,6 +414,37 @@ TEST(CpuOperators, RefuseNetsWhoseShapesDoNotInfer) {
   }
 }
 
+TEST(CpuOperators, TakeNoStepsForEmptyValues) {
+  Builder b({4, 5, 5}, 1);
+  const int conv = b.conv3x3(0, 4), none = b.push(Slice{1, 2, 2}, {conv});
+  const int sum = b.add(none, b.push(Constant{{1, 5}, b.sample.floats(5)}, {}));
+  Builder whole = b;
+  whole.relu(whole.push(Concat{1}, {sum, conv, whole.push(Transpose{{0, 1, 2}}, {none})}));
+  EXPECT_LT(error_of(whole.net, 2, 3), kTolerance);
+  EXPECT_EQ(simplified(whole.net).nodes.size(), 2U);
+  b.push(Reshape{{0, 7}}, {sum});
+  EXPECT_EQ(simplified(b.net).nodes.size(), 1U);
+  const auto ready = compiled(b.net, 2);
+  ASSERT_TRUE(ready);
+  EXPECT_EQ(ready->input_elements(), 2 * 4 * 5 * 5);
+  EXPECT_EQ(ready->output_elements(), 0);
+  EXPECT_EQ(run(*ready, random_input(b.net, 2, 1)), std::vector<float>());
+}
+
+TEST(CpuOperators, TakeNothing) {
+  Builder b({0}, 1);
+  b.relu(b.push(Constant{{2, 2}, {1, -2, 3, -4}}, {}));
+  const auto ready = compiled(b.net, 1);
+  ASSERT_TRUE(ready);
+  EXPECT_EQ(run(*ready, {}), (std::vector<float>{1, 0, 3, 0}));
+  Builder joined({3, 0}, 1);
+  joined.push(Concat{1}, {0, joined.push(Constant{{3, 1}, {1, 2, 3}}, {}), 0});
+  EXPECT_EQ(run(*compiled(joined.net, 2), {}), (std::vector<float>{1, 2, 3, 1, 2, 3}));
+  Builder passed({3, 0}, 1);
+  passed.relu(0);
+  EXPECT_EQ(run(*compiled(passed.net, 2), {}), std::vector<float>());
+}
+
 TEST(CpuOperators, GiveTheSameNumbersOnTwoThreads) {
   const Network net = vgg({1, 28, 28}, {16, 16, 32, 32}, 10, 3);
   const auto input = random_input(net, 2, 4);

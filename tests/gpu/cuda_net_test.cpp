@@ -220,6 +220,15 @@ TEST_F(CudaNet, RefusesThreeSpatialAxes) {
   }
 }
 
+TEST_F(CudaNet, RefusesToGiveNothing) {
+  Builder b({2, 3, 3}, 1);
+  b.push(Slice{0, 1, 1}, {0});
+  const auto made = cuda()->compile(b.net, {1});
+  ASSERT_FALSE(made);
+  EXPECT_EQ(made.error().code, ErrorCode::unsupported_operator);
+  EXPECT_NE(made.error().what.find("node node0"), std::string::npos) << made.error().what;
+}
+
 TEST_F(CudaNet, HasThreePrecisions) {
   for (const auto* spec : {"cuda:0:", "cuda:0:bf16", "cuda:0:fp16:tf32", "cuda::tf32", "cuda:tf32"})
     EXPECT_NE(make_device(spec, {}).error().what.find("expected cpu, cuda:N"), std::string::npos) << spec;

@@ -92,13 +92,54 @@ TEST(InferShapes, NamesTheLayerOfThreeAxesWhereTwoAreTaken) {
   Builder b({2, 5, 5, 5}, 1);
   b.relu(b.conv(0, {}, 2));
   b.net.nodes[0].name = "culprit";
-  const auto taken = check_two_axes(b.net, *infer_shapes(b.net), "a test");
+  const auto taken = check_ordinary(b.net, *infer_shapes(b.net), "a test");
   ASSERT_FALSE(taken);
   EXPECT_EQ(taken.error().code, ErrorCode::unsupported_operator);
   EXPECT_EQ(taken.error().what, "node culprit (Convolution): three spatial axes, which a test does not take");
   Builder moves({2, 5, 5, 5}, 1);
   moves.relu(0);
-  EXPECT_TRUE(check_two_axes(moves.net, *infer_shapes(moves.net), "a test"));
+  EXPECT_TRUE(check_ordinary(moves.net, *infer_shapes(moves.net), "a test"));
+}
+
+TEST(InferShapes, FollowEmptyValues) {
+  Builder b({2, 3, 4}, 1);
+  const int none = b.push(Slice{1, 3, 3}, {0});
+  EXPECT_EQ(b.shape(none), (Dims{2, 0, 4}));
+  EXPECT_EQ(b.shape(b.push(Concat{1}, {none, 0, none})), (Dims{2, 3, 4}));
+  EXPECT_EQ(b.shape(b.add(none, b.push(Constant{{1, 4}, Numbers(4)}, {}))), (Dims{2, 0, 4}));
+  EXPECT_EQ(b.shape(b.push(Reshape{{5, 0}}, {b.relu(b.push(Transpose{{1, 2, 0}}, {none}))})), (Dims{5, 0}));
+  EXPECT_EQ(b.shape(b.flatten(none)), Dims{0});
+  EXPECT_EQ(b.shape(b.push(Constant{{0}, {}}, {})), Dims{0});
+}
+
+TEST(InferShapes, NamesTheLayerThatHasNothingToWorkOn) {
+  refused({0, 5, 5}, conv({}, 2, 1, 0));
+  refused({2, 0, 5}, conv({1, 1, 1, 1, 1, 1, 1, 1}, 2, 1, 4));
+  refused({2, 0, 5}, MaxPool{});
+  refused({2, 0, 5}, GlobalAveragePool{});
+  refused({0}, Dense{2, {}, {}});
+  refused({2, 0}, BatchNorm{Numbers(2), Numbers(2), Numbers(2), Numbers(2), 0});
+  refused({2, 0}, Reshape{{0, kMost, kMost}});
+  refused({2, 0}, Reshape{{2, 1}});
+  refused({2, 0}, Slice{1, 0, 1});
+  refused({2, 0}, Slice{1, 1, 0});
+  refused({2, 0, 3}, Concat{0}, {0, -1});
+  refused({2, 1}, Constant{{2, 0}, Numbers(1)}, {});
+}
+
+TEST(InferShapes, NamesTheEmptyValueWhereNoneIsTaken) {
+  Builder b({2, 5}, 1);
+  b.push(Slice{1, 0, 0}, {0});
+  b.net.nodes[0].name = "culprit";
+  const auto shapes = *infer_shapes(b.net);
+  for (const auto& taken : {check_ordinary(b.net, shapes, "a test"), check_filled(b.net, shapes, "a test")}) {
+    ASSERT_FALSE(taken);
+    EXPECT_EQ(taken.error().code, ErrorCode::unsupported_operator);
+    EXPECT_EQ(taken.error().what, "node culprit (Slice): an empty value of 2x0, which a test does not take");
+  }
+  const Network nothing{"nothing", {0}, {{"c", Constant{{1}, {1}}, {}}}};
+  EXPECT_EQ(check_filled(nothing, *infer_shapes(nothing), "a test").error().what,
+            "the net's input: an empty value of 0, which a test does not take");
 }
 
 TEST(InferShapes, NamesTheNodeThatReadsAhead) {
@@ -130,9 +171,10 @@ TEST(InferShapes, NamesTheNodeThatGrowsTooLarge) {
 
 TEST(InferShapes, RefusesInputsThatCannotBe) {
   for (const Dims& input : std::vector<Dims>{{},
-                                             {0},
                                              {-1},
-                                             {3, 0, 3},
+                                             {0, kMost, kMost},
+                                             {1 << 16, 0, 1 << 16},
+                                             {0, -1},
                                              {kMost},
                                              {kMost, kMost, kMost},
                                              {1 << 16, 1 << 16},

@@ -69,7 +69,7 @@ TEST(Network, NamesTheNodeThatDoesNotFit) {
 TEST(Network, RefusesSizesThatOverflow) {
   constexpr auto huge = std::numeric_limits<std::int64_t>::max();
   refusal({"x", {huge, huge}, {{"relu", Relu{}, {0}}}});
-  refusal({"x", {1, 0, 3}, {{"relu", Relu{}, {0}}}});
+  refusal({"x", {huge, 0, 3}, {{"relu", Relu{}, {0}}}});
   refusal({"x", {-1, -4}, {{"relu", Relu{}, {0}}}});
   refusal({"x", {}, {{"relu", Relu{}, {0}}}});
   refusal({"x", {1, 2, 2}, {}});

@@ -490,7 +490,6 @@ TEST(Onnx, ReadsSlicesInBothForms) {
   };
   refused({0}, {1}, {0}, {1}, ErrorCode::unsupported_operator);         // of the batch
   refused({0}, {4}, {1}, {0}, ErrorCode::malformed);                    // no step
-  refused({3}, {3}, {1}, {1}, ErrorCode::unsupported_operator);         // nothing
   refused({0}, {2}, {3}, {1}, ErrorCode::shape_mismatch);               // no such axis
   refused({0, 1}, {2, 2}, {1, -2}, {1, 1}, ErrorCode::shape_mismatch);  // one axis twice
   refused({0, 1}, {2}, {1}, {1}, ErrorCode::malformed);
@@ -509,7 +508,11 @@ TEST(Onnx, SlicesBackwardsAndWithGaps) {
                                          {-1, -6, -2, {4, 2, 0}},
                                          {3, 0, -1, {3, 2, 1}},
                                          {-2, kLeast, kLeast, {3}},
-                                         {2, kMost, kMost, {2}}}) {
+                                         {2, kMost, kMost, {2}},
+                                         {3, 3, 1, {}},
+                                         {1'000, kMost, 1, {}},
+                                         {2, kMost, -1, {}},
+                                         {kMost, 4, kMost, {}}}) {
     Model m({5});
     m.target("starts", {c.start});
     m.target("ends", {c.end});
@@ -518,6 +521,7 @@ TEST(Onnx, SlicesBackwardsAndWithGaps) {
     m.node("Slice", {"x", "starts", "ends", "axes", "steps"});
     m.equals([&](Builder& b) {
       std::vector<int> parts;
+      if (c.taken.empty()) parts.push_back(b.push(Slice{0, 0, 0}, {0}));
       for (const auto at : c.taken) parts.push_back(b.push(Slice{0, at, at + 1}, {0}));
       b.push(Concat{0}, parts);
     });
@@ -562,7 +566,7 @@ TEST(Onnx, SplitsIntoSeveralOutputs) {
   Model nothing({4, 3});
   nothing.target("sizes", {4, 0});
   joined(nothing, nothing.node("Split", {"x", "sizes"}, "a"));
-  nothing.refused(ErrorCode::unsupported_operator, "the_a");
+  nothing.equals([](Builder& b) { b.push(Concat{0}, {b.push(Slice{0, 4, 4}, {0}), 0}); });
 }
 
 TEST(Onnx, RefusesToMixTheItemsOfABatch) {
@@ -917,6 +921,91 @@ TEST(Onnx, RefusesTwoInputsAndNone) {
   none.graph.clear_input();
   none.node("Relu", {"x"});
   none.refused(ErrorCode::malformed, "no input");
+}
+
+// The same as one item, whose first axis is no batch.
+Expected<Network> parse_whole(const Model& m) {
+  return parse_onnx(bytes_of(m.proto), "hand.onnx", {.first_axis_is_batch = false});
+}
+
+TEST(Onnx, ReadsGraphsWithoutAnInput) {
+  const auto without_input = [](const Dims& dims) {
+    Model m({4});
+    m.graph.clear_input();
+    auto& constant = m.node("Constant", {}, "c");
+    Model::fill(*Model::attribute(constant, "value").mutable_t(), dims, ramp(elements(dims)));
+    m.node("Identity", {"c"});
+    return m;
+  };
+  const auto net = parse_whole(without_input({2, 3}));
+  ASSERT_TRUE(net) << net.error().what;
+  EXPECT_EQ(net->input, Dims{0});
+  EXPECT_EQ(infer_shapes(*net)->back(), (Dims{2, 3}));
+  EXPECT_EQ(reference::forward(*net, {}), ramp(6));
+  without_input({2, 3}).refused(ErrorCode::malformed, "no input");
+  const auto scalar = parse_whole(without_input({}));
+  ASSERT_FALSE(scalar);
+  EXPECT_EQ(scalar.error().code, ErrorCode::unsupported_operator);
+  EXPECT_TRUE(mentions(scalar.error(), "output y")) << scalar.error().what;
+  const auto integers = [&] {
+    Model m = without_input({2});
+    m.target("sizes", {1, 2});
+    m.graph.mutable_output(0)->set_name("sizes");
+    return parse_whole(m);
+  }();
+  ASSERT_FALSE(integers);
+  EXPECT_EQ(integers.error().code, ErrorCode::unsupported_operator);
+}
+
+TEST(Onnx, ReadsEmptyTensors) {
+  Model m({});
+  m.graph.mutable_input(0)->mutable_type()->mutable_tensor_type()->mutable_shape()->clear_dim();
+  for (const auto dim : {0, 3, 4})
+    m.graph.mutable_input(0)->mutable_type()->mutable_tensor_type()->mutable_shape()->add_dim()->set_dim_value(dim);
+  m.proto.mutable_opset_import(0)->set_version(14);
+  m.target("to", {3, 4, 0});
+  auto& reshape = m.node("Reshape", {"x", "to"});
+  Model::integer(reshape, "allowzero", 1);
+  const auto net = parse_whole(m);
+  ASSERT_TRUE(net) << net.error().what;
+  EXPECT_EQ(infer_shapes(*net)->back(), (Dims{3, 4, 0}));
+  const auto written = to_onnx(*net);
+  ASSERT_FALSE(written);
+  EXPECT_EQ(written.error().code, ErrorCode::unsupported_operator);
+
+  const auto to = [&m](const Dims& sizes) {
+    m.graph.mutable_initializer(0)->clear_int64_data();
+    for (const auto size : sizes) m.graph.mutable_initializer(0)->add_int64_data(size);
+    m.graph.mutable_initializer(0)->set_dims(0, static_cast<std::int64_t>(sizes.size()));
+    return parse_whole(m);
+  };
+  EXPECT_EQ(infer_shapes(*to({4, -1}))->back(), (Dims{4, 0}));
+  constexpr auto kMost = std::numeric_limits<std::int64_t>::max();
+  for (const Dims& sizes : std::vector<Dims>{{3, 4}, {0, -1}, {0, kMost}, {0, 1 << 16, 1 << 16}, {kMost, kMost, 0}}) {
+    const auto refused = to(sizes);
+    ASSERT_FALSE(refused) << to_string(sizes);
+    EXPECT_EQ(refused.error().code, ErrorCode::shape_mismatch);
+    EXPECT_TRUE(mentions(refused.error(), "the_y")) << refused.error().what;
+  }
+}
+
+TEST(Onnx, RefusesEmptyTensorsThatCannotBe) {
+  Model open({3, 0});  // some exporters' way to leave an axis open
+  open.node("Relu", {"x"});
+  open.refused(ErrorCode::shape_mismatch, "dimension 2");
+  Model huge({4});
+  huge.weight("w", {0, std::int64_t{1} << 40, std::int64_t{1} << 40}, {});
+  huge.node("Flatten", {"w"}, "f");
+  huge.node("Relu", {"x"});
+  huge.refused(ErrorCode::malformed, "tensor w");
+  for (const char* type : {"ReduceMean", "GlobalAveragePool"}) {
+    Model m({2, 3, 3});
+    m.target("at", {3});
+    m.target("axis", {2});
+    m.node("Slice", {"x", "at", "at", "axis"}, "none");
+    m.node(type, {"none"});
+    m.refused(ErrorCode::unsupported_operator, "the_y");
+  }
 }
 
 TEST(Onnx, RefusesCyclesAndUnknownNames) {

@@ -195,12 +195,13 @@ struct Forward {  // of one item
   Values operator()(const Constant& constant) const { return {constant.values.begin(), constant.values.end()}; }
 };
 
-// The output of the whole batch. REQUIRES: shapes infer, the input is a whole number of items.
+// The output of the whole batch; of one item where the net takes nothing. REQUIRES: shapes infer, the input is a whole
+// number of items.
 inline std::vector<float> forward(const Network& net, std::span<const float> input) {
   const auto shapes = *infer_shapes(net);
   const auto size = static_cast<std::size_t>(elements(net.input));
   std::vector<float> out;
-  for (; !input.empty(); input = input.subspan(size)) {
+  for (auto items = size == 0 ? 1 : input.size() / size; items > 0; --items, input = input.subspan(size)) {
     std::vector<Values> values{Values(input.begin(), input.begin() + static_cast<std::ptrdiff_t>(size))};
     for (std::size_t i = 0; i < net.nodes.size(); ++i) {
       const auto& node = net.nodes[i];

@@ -55,6 +55,15 @@ TEST(Training, RefusesThreeSpatialAxes) {
   EXPECT_EQ(made.error().what, "node node0 (MaxPool): three spatial axes, which training does not take");
 }
 
+TEST(Training, RefusesEmptyValues) {
+  Builder b({2, 3}, 1);
+  b.push(Slice{0, 1, 1}, {0});
+  const auto made = (*make_cpu_device({1}))->compile_training(b.net, {.batch = 1});
+  ASSERT_FALSE(made);
+  EXPECT_EQ(made.error().code, ErrorCode::unsupported_operator);
+  EXPECT_EQ(made.error().what, "node node0 (Slice): an empty value of 0x3, which training does not take");
+}
+
 TEST(Training, RunningStatisticsFollowTheBatchesByATenthUnbiased) {
   Builder b({2, 3, 3}, 5);
   b.norm(0);
