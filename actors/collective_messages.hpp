@@ -72,7 +72,10 @@ caf::actor spawn_collective_relay(caf::event_based_actor* communicator, Collecti
 struct TakeOn {  // communicator -> relay that is done; then BeginRelay, as for a new one
   std::shared_ptr<std::pair<CollectiveRelayOptions, CollectiveRelayState>> work;
 };
-struct BeginRelay {};
+struct BeginRelay {
+  RunId run;
+  std::uint32_t tree = 0;
+};
 struct RemindRelay {};  // communicator -> relay: say again what you have
 struct RelayDone {  // relay -> communicator
   RunId run;

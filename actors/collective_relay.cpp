@@ -85,8 +85,8 @@ caf::behavior behave(caf::event_based_actor* self, const std::shared_ptr<State>&
         if (!state->work) return;
         for (auto& out : state->work->relay.reminders()) send(self, *state, out);
       },
-      [=](const BeginRelay&) {
-        if (state->work) carry_out(self, *state, state->work->relay.begin());
+      [=](const BeginRelay& begin) {
+        if (state->work && state->work->options.run == begin.run && state->work->options.tree == begin.tree) carry_out(self, *state, state->work->relay.begin());
       },
       [=](Delivery& delivery) { on_delivery(self, *state, delivery); },
       [=](const TakeOn& next) { state->work.emplace(Work{std::move(next.work->first), std::move(next.work->second)}); },

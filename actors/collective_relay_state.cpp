@@ -268,6 +268,9 @@ std::optional<int> CollectiveRelayState::waits_for() const {
     if (child.received < chunks_ && child.waiting.empty()) return child.back.to;
   if (up_to_ && up_to_->sent > up_to_->acknowledged) return up_to_->edge.to;
   if (down_from_ && known_ < chunks_) return down_from_->back.to;
+  // Others may be held back by the one that is behind.
+  for (const Neighbour& child : down_to_)
+    if (child.sent > child.acknowledged) return child.edge.to;
   for (const Neighbour& child : down_to_)
     if (!sent_all(child)) return child.edge.to;
   return std::nullopt;

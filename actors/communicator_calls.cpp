@@ -129,9 +129,9 @@ void spawn_relays(Self* self, State& state, const RunId& run_id, Call& call) {
                             is_eager(state, call.start.kind, *call.program) ? state.options.acks : nullptr},
                            CollectiveRelayState(*call.program, tree, state.options.rank, call.start.buffer));
     if (trees[tree].wait_us > 0)
-      self->delayed_send(relay, std::chrono::microseconds{trees[tree].wait_us}, BeginRelay{});
+      self->delayed_send(relay, std::chrono::microseconds{trees[tree].wait_us}, BeginRelay{run_id, tree});
     else
-      self->send(relay, BeginRelay{});
+      self->send(relay, BeginRelay{run_id, tree});
     state.options.router->add(run_id, tree, relay, self->context());  // after its beginning: nothing overtakes that
     call.relays.emplace(tree, relay);
     call.progress[tree] = std::move(progress);
@@ -269,7 +269,7 @@ void on_relay_done(Self* self, State& state, const RelayDone& done) {
   auto& call = found->second;
   const auto relay = call.relays.find(done.tree);
   if (relay == call.relays.end()) return;  // it was told to end
-  if (state.idle_relays.size() < kIdleRelaysMax) {
+  if (call.stage != Stage::pausing && state.idle_relays.size() < kIdleRelaysMax) {  // those of a paused run were told to end
     state.idle_relays.push_back(std::move(relay->second));
   } else {
     self->send_exit(relay->second, caf::exit_reason::user_shutdown);

@@ -51,7 +51,7 @@ Expected<Plan> GroupPlanner::plan(Operation operation, int root, const std::vect
 
 Expected<Program> GroupPlanner::program(const CallKind& kind, std::int64_t chunks, const std::vector<int>& members) const {
   const ProgramOptions cut{.element = kind.element, .reduction = kind.reduction, .bytes = kind.bytes, .root = kind.root,
-                           .nodes = participants_, .chunks = chunks};
+                           .nodes = participants_, .chunks = chunks, .as_planned = planner_ != Planner::exact};
   if (hybrid_) {
     const auto hybrid = plan_hybrid(topology_, request(kind.operation, kind.root, members), *hybrid_, static_cast<double>(kind.bytes));
     if (!hybrid) return tl::unexpected(hybrid.error());

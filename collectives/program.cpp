@@ -204,7 +204,7 @@ void add_plan(Program& program, const Plan& plan, const Topology& topology, cons
   Schedule model = schedule(plan, timing);
   Plan own = plan;
   // A small buffer is done as soon over one tree, and a chunk of it costs as much as a chunk of a large one.
-  if (!has_parts(plan.operation) && options.chunks <= 0) {
+  if (!has_parts(plan.operation) && options.chunks <= 0 && !options.as_planned) {
     std::optional<Schedule> best;
     for (const Tree& tree : plan.trees) {
       Plan single = plan;

@@ -82,6 +82,7 @@ struct ProgramOptions {
   // Every tree's share is cut into about so many chunks, so that equal windows give trees that share a link bandwidth
   // in proportion to their rates. 0: as the pipeline's model says.
   std::int64_t chunks = 0;
+  bool as_planned = false;  // all trees, though one of them may be as soon: plans that others are compared with
   double latency_s = 300e-6;  // of one chunk on one hop, for that model
 };
 

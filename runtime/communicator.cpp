@@ -57,9 +57,14 @@ struct Completion::Shared {
       if (result || server) return;
       server = std::this_thread::get_id();
     }
+    struct Served {
+      Shared& shared;
+      ~Served() {
+        const std::lock_guard lock(shared.mutex);
+        shared.server.reset();
+      }
+    } const served{*this};
     transport->serve_until([this] { return over.load(); });
-    const std::lock_guard lock(mutex);
-    server.reset();
   }
 };
 
@@ -375,6 +380,7 @@ Completion Communicator::call(Operation operation, collectives::Element element,
   constexpr std::size_t kSmall = std::size_t{64} << 10;
   if (whole <= kSmall) shared->to_serve = parts_->transport;
   if (whole > kSmall) {
+    parts_->transport->end_rest();
     caf::anon_send(parts_->communicator, std::move(start));
     return completion;
   }

@@ -137,10 +137,14 @@ Descriptor::~Descriptor() {
 
 // ---- sending ---------------------------------------------------------------------------------------------------------
 
-std::unique_ptr<LocalOutbox> LocalOutbox::connect(const LocalOffer& offer) {
+std::unique_ptr<LocalOutbox> LocalOutbox::connect(const LocalOffer& offer, bool* busy) {
   auto socket = new_socket();
   const auto address = abstract(offer.address);
-  if (!socket || ::connect(socket.get(), address.get(), address.size) != 0 || !of_this_user(socket.get())) return nullptr;
+  if (!socket || ::connect(socket.get(), address.get(), address.size) != 0) {
+    if (busy) *busy = errno != ECONNREFUSED;
+    return nullptr;
+  }
+  if (!of_this_user(socket.get())) return nullptr;
   const auto number = static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
   std::array<std::byte, kHelloBytes> hello{};
   put(put(hello.data(), offer.token), number);
@@ -226,7 +230,7 @@ std::optional<LocalOffer> LocalInbox::offer_to(const std::string& name) const {
 }
 
 void LocalInbox::watch(std::vector<pollfd>& into) const {
-  into.push_back({listener_.get(), POLLIN, 0});
+  into.push_back({listens_ ? listener_.get() : -1, POLLIN, 0});
   for (const auto& connection : connections_)
     if (is_watched(*connection)) into.push_back({connection->socket.get(), POLLIN, 0});
 }
@@ -245,8 +249,8 @@ bool LocalInbox::receive(std::span<const pollfd> ready, std::vector<LocalFrame>&
       connection.reset();
     }
   }
-  std::erase(connections_, nullptr);
-  if (ready[0].revents) changed = accept_all() || changed;
+  if (std::erase(connections_, nullptr) > 0) listens_ = true;  // there is room again
+  if (ready[0].revents) changed = accept_some() || changed;
   return changed;
 }
 
@@ -259,10 +263,16 @@ bool LocalInbox::switched(const std::string& name, std::uint64_t number) {
   return changed;
 }
 
-bool LocalInbox::accept_all() {
+// A bounded number at a time: anybody on this machine may knock.
+bool LocalInbox::accept_some() {
+  constexpr int kAtOnce = 16;
   bool changed = false;
-  for (;;) {
+  for (int i = 0; i < kAtOnce; ++i) {
     Descriptor socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!socket && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)) {
+      listens_ = false;
+      return true;
+    }
     if (!socket) return changed;
     const auto strangers = std::ranges::count_if(connections_, [](const auto& each) { return each->name.empty(); });
     if (!of_this_user(socket.get()) || static_cast<std::size_t>(strangers) >= kStrangersMax) {
@@ -272,6 +282,7 @@ bool LocalInbox::accept_all() {
     connections_.push_back(std::make_unique<Connection>(Connection{std::move(socket)}));
     changed = true;
   }
+  return changed;
 }
 
 // It came in one piece, or it is none of ours.

@@ -65,8 +65,9 @@ class Descriptor {
 // What one process sends to another. One thread at a time. Never blocks but in drain.
 class LocalOutbox {
  public:
-  // Nothing: nobody listens there, which is how another machine or namespace shows, or another user does.
-  static std::unique_ptr<LocalOutbox> connect(const LocalOffer& offer);
+  // Nothing: nobody listens there, which is how another machine or namespace shows, or another user does; busy: whoever
+  // does has no room for another connection now.
+  static std::unique_ptr<LocalOutbox> connect(const LocalOffer& offer, bool* busy = nullptr);
 
   std::uint64_t number() const { return number_; }
   int descriptor() const { return socket_.get(); }
@@ -129,13 +130,14 @@ class LocalInbox {
   enum class Outcome : std::uint8_t { more, over, broken };
 
   LocalInbox() = default;
-  bool accept_all();
+  bool accept_some();
   bool admit(Connection& connection);
   Outcome read(Connection& connection, std::vector<LocalFrame>& into);
   Outcome take_staged(Connection& connection, std::vector<LocalFrame>& into);
   static bool is_watched(const Connection& connection) { return connection.open || connection.name.empty(); }
 
   Descriptor listener_;
+  bool listens_ = true;  // not while there is no descriptor for another connection
   std::array<std::byte, 16> address_{};
   std::map<std::string, std::array<std::byte, 32>> tokens_;  // by name
   std::map<std::string, std::uint64_t> switched_;            // by name: the last connection that may be read

@@ -42,7 +42,7 @@ bool receive_parts(zmq::socket_t& socket, Parts& into) {
   into.parts.clear();
   for (bool more = true; more;) {
     zmq::message_t part;
-    if (!socket.recv(part, zmq::recv_flags::dontwait)) return false;
+    if (!retried([&] { return socket.recv(part, zmq::recv_flags::dontwait); })) return false;
     more = part.more();
     if (into.parts.size() < kPartsMax) into.parts.push_back(std::move(part));
   }
@@ -66,12 +66,14 @@ bool send_frame(zmq::socket_t& socket, Frame& frame) {
   if (const auto joined = joined_bytes(frame)) {
     zmq::message_t whole(*joined);
     join(frame, bytes_of(whole));
-    return socket.send(std::move(whole), kFlags).has_value();
+    return retried([&] { return socket.send(whole, kFlags); }).has_value();
   }
   const bool bulk = frame.bulk_bytes() > 0;
-  if (!socket.send(zmq::const_buffer(frame.head.data(), frame.head.size()), bulk ? kFlags | zmq::send_flags::sndmore : kFlags))
-    return false;
-  if (bulk) (void)socket.send(bulk_message(frame), kFlags);
+  const zmq::const_buffer head(frame.head.data(), frame.head.size());
+  if (!retried([&] { return socket.send(head, bulk ? kFlags | zmq::send_flags::sndmore : kFlags); })) return false;
+  if (!bulk) return true;
+  auto message = bulk_message(frame);
+  (void)retried([&] { return socket.send(message, kFlags); });
   return true;
 }
 

@@ -2,6 +2,7 @@
 // matter (message size, heartbeat, linger, handshake).
 #pragma once
 
+#include <cerrno>
 #include <string>
 #include <vector>
 #include <zmq.hpp>
@@ -24,6 +25,18 @@ void be_curve_server(zmq::socket_t& socket, const Identity& identity);
 void be_curve_client(zmq::socket_t& socket, const Identity& identity, const std::string& server_public_key);
 
 std::string tcp_endpoint(const std::string& address, std::uint16_t port);
+
+// ZeroMQ's calls say EINTR when a signal comes, even those that do not wait; nothing has happened then.
+template <class Call>
+auto retried(const Call& call) {
+  for (;;) {
+    try {
+      return call();
+    } catch (const zmq::error_t& fault) {
+      if (fault.num() != EINTR) throw;
+    }
+  }
+}
 
 // The parts of one ZeroMQ message. Of a longer one so many are kept, more than any reader takes for right.
 inline constexpr std::size_t kPartsMax = 8;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
@@ -29,7 +30,8 @@ struct Transport::Io {
   // To a process of this machine.
   struct LocalWay {
     std::optional<LocalOffer> offer;
-    std::unique_ptr<LocalOutbox> outbox;  // in use
+    std::unique_ptr<LocalOutbox> outbox = nullptr;  // in use
+    std::uint64_t frames = 0;                       // that went there
   };
   // A whole message, and whose it is; at: its first part.
   struct Arrived {
@@ -126,9 +128,8 @@ struct Transport::Io {
     if (!options.local) return {};
     std::vector<std::string> others;
     for (const auto& host : options.hosts) others.push_back(host.name);
-    auto opened = LocalInbox::open(others);
-    if (!opened) return tl::unexpected(opened.error());
-    inbox = std::move(*opened);
+    // Without Unix sockets there is TCP.
+    if (auto opened = LocalInbox::open(others)) inbox = std::move(*opened);
     return {};
   }
 
@@ -180,24 +181,38 @@ struct Transport::Io {
     caller_serves = true;
     ++callers;
     if (!thread_rests) ring();
+    struct HandBack {
+      Io& io;
+      std::unique_lock<std::mutex>& lock;
+      ~HandBack() {
+        if (!lock.owns_lock()) lock.lock();  // something was thrown
+        io.caller_serves = false;
+        io.served = Clock::now();
+        if (io.stop || io.rests_to > io.served + kRest) io.handed_over.notify_all();
+      }
+    } const hand_back{*this, lock};
     handed_over.wait(lock, [&] { return thread_rests || stop; });
     while (!stop && !done()) round(lock);
-    caller_serves = false;
-    served = Clock::now();
-    if (stop || rests_to > served + kRest) handed_over.notify_all();
     return true;
+  }
+
+  void end_rest() {
+    const std::lock_guard lock(mutex);
+    if (!thread_rests || caller_serves) return;
+    served = {};
+    handed_over.notify_all();
   }
 
   // Sleeps on descriptors, not on sockets, so that others may send meanwhile. A socket's descriptor tells of what has come
   // since somebody last used the socket: whoever used it has to see to what was there (look_again).
   void round(std::unique_lock<std::mutex>& lock) {
     if (std::exchange(changed, false)) watch();
-    if (!look_again) {
-      lock.unlock();
-      sleep();
-      lock.lock();
-      if (stop || changed) return;
-    }
+    // Also where something is known to have come, lest those with much to say were all that is heard.
+    const bool at_once = look_again;
+    lock.unlock();
+    sleep(at_once);
+    lock.lock();
+    if (stop || changed) return;
     const bool all = std::exchange(look_again, false);
     if (all || waiting[0].revents) {
       std::uint64_t rings = 0;
@@ -235,18 +250,19 @@ struct Transport::Io {
       epoll_event event{};
       event.events = static_cast<std::uint32_t>(waiting[i].events);  // POLLIN and POLLOUT are EPOLLIN and EPOLLOUT
       event.data.u64 = i;
-      (void)::epoll_ctl(watcher.get(), EPOLL_CTL_ADD, waiting[i].fd, &event);
+      if (watcher && waiting[i].fd >= 0 && ::epoll_ctl(watcher.get(), EPOLL_CTL_ADD, waiting[i].fd, &event) != 0) watcher = Descriptor();
     }
     look_again = true;
   }
 
-  void sleep() {
-    if (!watcher) {  // no more descriptors
-      (void)::poll(waiting.data(), waiting.size(), -1);
+  void sleep(bool at_once) {
+    const int timeout = at_once ? 0 : -1;
+    if (!watcher) {  // the system has no more of them
+      (void)::poll(waiting.data(), waiting.size(), timeout);
       return;
     }
     std::array<epoll_event, 64> happened;
-    const int count = ::epoll_wait(watcher.get(), happened.data(), static_cast<int>(happened.size()), -1);
+    const int count = ::epoll_wait(watcher.get(), happened.data(), static_cast<int>(happened.size()), timeout);
     for (int i = 0; i < count; ++i) {
       const auto& event = happened[static_cast<std::size_t>(i)];
       waiting[event.data.u64].revents = static_cast<short>(event.events);
@@ -267,7 +283,7 @@ struct Transport::Io {
     try {
       using zmq::send_flags;
       const std::size_t size = frame.head.size() + frame.bulk_bytes();
-      const bool routed = to.route.empty() || socket->send(zmq::buffer(to.route), send_flags::sndmore | send_flags::dontwait);
+      const bool routed = to.route.empty() || retried([&] { return socket->send(zmq::buffer(to.route), send_flags::sndmore | send_flags::dontwait); });
       if (!routed || !send_frame(*socket, frame)) {
         ++counts.dropped;
         return;
@@ -282,7 +298,7 @@ struct Transport::Io {
 
   // Sending may have taken the word that something came.
   void used(zmq::socket_t& socket) {
-    if (!(socket.get(zmq::sockopt::events) & ZMQ_POLLIN)) return;
+    if (!(retried([&] { return socket.get(zmq::sockopt::events); }) & ZMQ_POLLIN)) return;
     look_again = true;
     ring();
   }
@@ -304,7 +320,10 @@ struct Transport::Io {
       forget(way);
       return false;
     }
-    if (!waited && way.outbox->waits()) sockets_changed();
+    const bool waits = !waited && way.outbox->waits();
+    if (waits) sockets_changed();
+    // The word may go with a connection that breaks: it is said again, more and more seldom, and when nobody seems to read.
+    if (waits || std::has_single_bit(++way.frames)) say_switch(to, *way.outbox);
     ++counts.sent;
     ++counts.sent_locally;
     counts.bytes_sent += size;
@@ -312,20 +331,27 @@ struct Transport::Io {
   }
 
   bool switch_over(const actors::Peer& to, LocalWay& way) {
-    way.outbox = LocalOutbox::connect(*way.offer);
-    if (way.outbox) {
-      try {
-        const auto word = encode(LocalSwitch{way.outbox->number()});
-        auto* socket = dial(to);
-        if (socket && socket->send(zmq::buffer(word.data(), word.size()), zmq::send_flags::dontwait)) {
-          used(*socket);
-          return true;
-        }
-      } catch (const zmq::error_t&) {
-      }
-    }
-    forget(way);
+    bool busy = false;
+    way.outbox = LocalOutbox::connect(*way.offer, &busy);
+    way.frames = 0;
+    if (way.outbox && say_switch(to, *way.outbox)) return true;
+    way.outbox.reset();
+    if (!busy) way.offer.reset();
     return false;
+  }
+
+  bool say_switch(const actors::Peer& to, const LocalOutbox& outbox) { return say(to, LocalSwitch{outbox.number()}); }
+
+  bool say(const actors::Peer& to, const LocalWord& word) {
+    const auto bytes = encode(word);
+    try {
+      auto* socket = dial(to);
+      if (!socket || !retried([&] { return socket->send(zmq::buffer(bytes.data(), bytes.size()), zmq::send_flags::dontwait); })) return false;
+      used(*socket);
+      return true;
+    } catch (const zmq::error_t&) {
+      return false;
+    }
   }
 
   void forget(LocalWay& way) {
@@ -367,10 +393,7 @@ struct Transport::Io {
       peer->socket.connect(tcp_endpoint(to.from_address, to.to_address.empty() ? host->address : to.to_address, host->port));
       auto& socket = dialled.emplace(to, std::move(peer)).first->second->socket;
       sockets_changed();
-      if (const auto offer = inbox ? inbox->offer_to(name) : std::nullopt) {
-        const auto word = encode(*offer);
-        socket.send(zmq::buffer(word.data(), word.size()), zmq::send_flags::dontwait);
-      }
+      if (const auto offer = inbox ? inbox->offer_to(name) : std::nullopt) say(to, *offer);
       return &socket;
     } catch (const zmq::error_t&) {  // no such address, or no more sockets
       return nullptr;
@@ -396,7 +419,7 @@ struct Transport::Io {
       const std::string id = p.size() > 1 ? p[1].to_string() : "";
       const std::array<std::string, 6> reply{"1.0", id, status, status == "200" ? "OK" : "unknown key", user, ""};
       for (std::size_t i = 0; i < reply.size(); ++i)
-        zap.send(zmq::buffer(reply[i]), i + 1 < reply.size() ? zmq::send_flags::sndmore : zmq::send_flags::none);
+        retried([&] { return zap.send(zmq::buffer(reply[i]), i + 1 < reply.size() ? zmq::send_flags::sndmore : zmq::send_flags::none); });
     }
   }
 
@@ -456,7 +479,7 @@ struct Transport::Io {
   }
 
   void deliver(LocalFrame& each) {
-    actors::Peer from{std::move(each.from), "", "", options.note_addresses ? "unix" : ""};
+    actors::Peer from{std::move(each.from)};
     hand_on(std::move(from), decode(each.head(), each.bulk()), each.bytes.size);
   }
 
@@ -480,8 +503,11 @@ struct Transport::Io {
     if (way.offer == *offer) return;
     forget(way);  // of a process before that one
     way.offer = *offer;
-    // At once, though nothing may have to be sent: it has no offer of ours before it is dialled.
-    switch_over({name}, way);
+    // At once, though nothing may have to be sent: it has no offer of ours before it is dialled. One that took the place of
+    // another finds the old connection made again, and has none either.
+    const bool dialled_before = dialled.contains({name});
+    const auto own = inbox->offer_to(name);
+    if (switch_over({name}, way) && dialled_before && own) say({name}, *own);
   }
 };
 
@@ -532,6 +558,8 @@ void Transport::hang_up() {
 bool Transport::serve_until(const std::function<bool()>& done) { return io_->serve_until(done); }
 
 void Transport::interrupt() { io_->ring(); }
+
+void Transport::end_rest() { io_->end_rest(); }
 
 void Transport::hang_up(const actors::Peer& peer) {
   const std::lock_guard lock(io_->mutex);

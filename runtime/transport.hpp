@@ -57,6 +57,8 @@ class Transport final : public actors::FramePort {
   // is closed. Not from `on_delivery`.
   bool serve_until(const std::function<bool()>& done);
   void interrupt();
+  // For a while after a caller has served, the I/O thread lets the sockets be, since most callers wait again. Not any more.
+  void end_rest();
   // Stops the thread and lets go of everything that waits; afterwards nothing is delivered and nothing sent. Idempotent.
   void close();
   // Closes the connections that this node made to a peer over the addresses that are given, or every one, and forgets what

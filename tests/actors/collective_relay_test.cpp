@@ -110,6 +110,34 @@ TEST(CollectiveRelay, InPlaceAndWithinItsWindow) {
   }
 }
 
+TEST(CollectiveRelay, NoChildRunsFarAheadOfAnother) {
+  Program program;
+  program.operation = Operation::broadcast;
+  program.ranks = 3;
+  program.root = 0;
+  program.bytes = 800;
+  program.trees.push_back({0, {}, {{0, 1}, {0, 2}}, {{0, 800}}, 8});
+  Bytes bytes(800);
+  CollectiveBuffer buffer;
+  buffer.input = buffer.output = bytes.data();
+  CollectiveRelayState root(program, 0, 0, buffer);
+  std::int64_t sent = 0;  // to rank 1
+  const auto count = [&](const CollectiveRelayState::Step& step) {
+    for (const auto& out : step) sent += out.edge.to == 1 ? 1 : 0;
+  };
+  count(root.begin());
+  EXPECT_EQ(sent, kWindowMax);
+  while (true) {
+    const auto before = sent;
+    count(root.on_ack(1, Way::down, sent, sent));
+    if (sent == before) break;
+  }
+  EXPECT_EQ(sent, kLeadMax * kWindowMax);
+  EXPECT_EQ(root.waits_for(), 2) << "not rank 1, which is held back";
+  count(root.on_ack(2, Way::down, 1, 1));
+  EXPECT_EQ(sent, kLeadMax * kWindowMax + 1);
+}
+
 TEST(CollectiveRelay, TreesThatShareALinkShareItsWindow) {
   Program program;
   program.ranks = 3;

@@ -127,24 +127,27 @@ TEST_F(CommunicatorTest, CallsOverlapAndActionsFollow) {
 }
 
 TEST_F(CommunicatorTest, ATraceHasEveryChunkOnEveryHopOnceWithTheAddressItCameFrom) {
-  hops_ = std::make_shared<actors::HopLog>();
-  local_ = false;
-  join_all();
-  std::vector<std::vector<std::byte>> buffers(kRanks, std::vector<std::byte>(std::size_t{3} << 20));
-  std::vector<Completion> calls;
-  for (std::size_t rank = 0; rank < kRanks; ++rank) calls.push_back(group_[rank]->broadcast(std::span(buffers[rank]), 0));
-  for (const auto& call : calls) ASSERT_TRUE(call.wait());
-  std::map<std::pair<std::uint32_t, std::uint64_t>, std::uint64_t> bytes;  // by tree and chunk
-  std::uint64_t all = 0;
-  for (const auto& hop : hops_->take()) {
-    EXPECT_EQ(hop.address, "127.0.0.1");
-    EXPECT_EQ(hop.way, actors::Way::down);
-    EXPECT_TRUE(cluster_.find(hop.from));
-    bytes[{hop.tree, hop.chunk}] += hop.bytes;
-    all += hop.bytes;
+  for (const bool local : {false, true}) {
+    local_ = local;
+    hops_ = std::make_shared<actors::HopLog>();
+    group_.clear();
+    join_all();
+    std::vector<std::vector<std::byte>> buffers(kRanks, std::vector<std::byte>(std::size_t{3} << 20));
+    std::vector<Completion> calls;
+    for (std::size_t rank = 0; rank < kRanks; ++rank) calls.push_back(group_[rank]->broadcast(std::span(buffers[rank]), 0));
+    for (const auto& call : calls) ASSERT_TRUE(call.wait());
+    std::map<std::pair<std::uint32_t, std::uint64_t>, std::uint64_t> bytes;  // by tree and chunk
+    std::uint64_t all = 0;
+    for (const auto& hop : hops_->take()) {
+      EXPECT_TRUE(hop.address == "127.0.0.1" || (local && hop.address.empty())) << hop.address;
+      EXPECT_EQ(hop.way, actors::Way::down);
+      EXPECT_TRUE(cluster_.find(hop.from));
+      bytes[{hop.tree, hop.chunk}] += hop.bytes;
+      all += hop.bytes;
+    }
+    EXPECT_EQ(all, (kRanks - 1) * (std::uint64_t{3} << 20)) << "every other rank has every byte once";
+    EXPECT_GT(bytes.size(), 1U);
   }
-  EXPECT_EQ(all, (kRanks - 1) * (std::uint64_t{3} << 20)) << "every other rank has every byte once";
-  EXPECT_GT(bytes.size(), 1U);
 }
 
 TEST_F(CommunicatorTest, RefusesBuffersThatDoNotFitAtOnce) {

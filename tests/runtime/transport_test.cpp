@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -61,7 +62,7 @@ class TransportTest : public ::testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(directory_); }
 
-  Expected<std::shared_ptr<Transport>> open(std::size_t host, Inbox& inbox, bool local = false) {
+  TransportOptions options_of(std::size_t host, bool local) const {
     TransportOptions options;
     options.local = local;
     options.frames_max = local ? 0 : TransportOptions{}.frames_max;  // as for collectives
@@ -70,7 +71,10 @@ class TransportTest : public ::testing::Test {
     options.bind_address = "127.0.0.1";
     options.port = hosts_[host].port;
     options.hosts = hosts_;
-    return Transport::open(std::move(options), inbox.sink());
+    return options;
+  }
+  Expected<std::shared_ptr<Transport>> open(std::size_t host, Inbox& inbox, bool local = false) {
+    return Transport::open(options_of(host, local), inbox.sink());
   }
 
   std::filesystem::path directory_;
@@ -167,6 +171,12 @@ TEST_F(TransportTest, AHostThatWasStartedAgainIsReachedAgain) {
   ASSERT_EQ(at_a.wait_for(2).size(), 2U);
   (*a)->send({"b", ""}, StatusRequest{3});
   EXPECT_GT((*a)->counts().sent_locally, before);
+  // The other way round as well: it has had an offer of its own.
+  for (std::uint64_t i = 0; i < 500 && (*b)->counts().sent_locally == 0; ++i) {
+    (*b)->send({"a", ""}, StatusRequest{4});
+    std::this_thread::sleep_for(std::chrono::milliseconds{10});
+  }
+  EXPECT_GT((*b)->counts().sent_locally, 0U);
 }
 
 TEST_F(TransportTest, WithLinkAddressesTheLinkIsTaken) {
@@ -200,6 +210,93 @@ TEST_F(TransportTest, WhoWaitsMayServe) {
   });
   EXPECT_TRUE((*b)->serve_until([&] { return over.load(); }));
   other.join();
+}
+
+// Hosts of this machine are heard beside one that has much to say over TCP.
+TEST_F(TransportTest, AFloodDoesNotDrownOthers) {
+  Inbox at_a;
+  std::atomic<std::uint64_t> pings = 0, flood = 0;
+  TransportOptions options = options_of(1, true);
+  options.note_addresses = true;
+  const auto b = Transport::open(std::move(options), [&](Delivery delivery) {
+    const bool ping = std::holds_alternative<StatusRequest>(delivery.message);
+    ++(ping ? pings : flood);
+    if (!ping) std::this_thread::sleep_for(std::chrono::microseconds{20});
+  });
+  const auto a = open(0, at_a, true);
+  ASSERT_TRUE(a && b);
+  (*b)->send({"a", ""}, StatusRequest{0});
+  at_a.wait_for(1);
+  (*a)->send({"b", ""}, StatusRequest{0});
+  for (int i = 0; i < 500 && pings < 1; ++i) std::this_thread::sleep_for(std::chrono::milliseconds{10});
+  for (std::uint32_t i = 0; i < 30'000; ++i) (*a)->send({"b", "", "127.0.0.1", "127.0.0.1"}, ChunkAck{TransferId{7}, i});
+  const auto before = flood.load();
+  for (int i = 0; i < 20; ++i) (*a)->send({"b", ""}, StatusRequest{1});
+  for (int i = 0; i < 2'000 && pings < 21; ++i) std::this_thread::sleep_for(std::chrono::milliseconds{5});
+  EXPECT_EQ(pings, 21U);
+  EXPECT_LT(flood, 30'000U) << "it was over before, which proves nothing; at first " << before;
+  EXPECT_GT((*a)->counts().sent_locally, 20U);
+}
+
+void on_signal(int) {}
+
+TEST_F(TransportTest, SignalsDoNotEndServing) {
+  Inbox at_a, at_b;
+  const auto a = open(0, at_a), b = open(1, at_b);
+  ASSERT_TRUE(a && b);
+  struct sigaction action {}, old {};
+  action.sa_handler = on_signal;
+  ::sigaction(SIGUSR1, &action, &old);
+  const auto serving = ::pthread_self();
+  std::atomic<bool> over = false;
+  std::thread other([&] {
+    for (std::size_t i = 0; !over; ++i) {
+      ::pthread_kill(serving, SIGUSR1);
+      std::this_thread::sleep_for(std::chrono::microseconds{50});
+    }
+  });
+  for (std::size_t i = 0; i < 3'000; ++i) {
+    (*a)->send({"b", ""}, StatusRequest{i});
+    (*b)->send({"a", ""}, StatusRequest{i});
+    ASSERT_TRUE((*b)->serve_until([&] { return at_b.count() > i; }));
+  }
+  over = true;
+  other.join();
+  ::sigaction(SIGUSR1, &old, nullptr);
+  EXPECT_EQ(at_a.wait_for(3'000).size(), 3'000U);
+}
+
+TEST_F(TransportTest, HangingUpOnAHostOfThisMachineMakesANewConnection) {
+  Inbox at_a, at_b;
+  const auto a = open(0, at_a, true), b = open(1, at_b, true);
+  ASSERT_TRUE(a && b);
+  (*b)->send({"a", ""}, StatusRequest{0});
+  at_a.wait_for(1);
+  for (std::size_t i = 0; i < 20; ++i) {
+    const auto before = (*a)->counts().sent_locally.load();
+    (*a)->send({"b", ""}, StatusRequest{i});
+    EXPECT_EQ((*a)->counts().sent_locally, before + 1);
+    EXPECT_EQ(at_b.wait_for(i + 1).size(), i + 1);
+    i % 2 == 0 ? (*a)->hang_up({"b", ""}) : (*a)->hang_up();
+  }
+}
+
+TEST_F(TransportTest, WhoDoesNotReadHasABoundedQueueHereToo) {
+  std::atomic<bool> go_on = false;
+  Inbox at_a;
+  auto options = options_of(1, true);
+  const auto b = Transport::open(std::move(options), [&](Delivery) {
+    while (!go_on) std::this_thread::sleep_for(std::chrono::milliseconds{1});
+  });
+  options = options_of(0, true);
+  options.frames_max = 10;
+  const auto a = Transport::open(std::move(options), at_a.sink());
+  ASSERT_TRUE(a && b);
+  (*b)->send({"a", ""}, StatusRequest{0});
+  at_a.wait_for(1);
+  for (std::uint32_t i = 0; i < 100; ++i) (*a)->send({"b", ""}, chunk(7));
+  EXPECT_GT((*a)->counts().dropped, 50U);
+  go_on = true;
 }
 
 TEST_F(TransportTest, ClosingEndsServing) {
