@@ -2,7 +2,7 @@
 //
 // A node binds one ROUTER and dials a DEALER to each host it sends to first. Whoever sends does so on its own thread; what
 // arrives is handed to one callback on the I/O thread, or on that of a caller who waits for it and serves the sockets
-// meanwhile (serve_until). A mutex hands the sockets from one to the other. Everything is CURVE, and
+// meanwhile (serve_until). A mutex hands the sockets from one to the other. All that leaves the machine is CURVE, and
 // our ZAP handler, served by the same thread and bound before any listener, lets in only keys of the allow-list: a
 // listener without it would let anyone in. The name a delivery bears is the one its key has in that list.
 #pragma once
