@@ -273,7 +273,17 @@ struct Transport::Io {
 
   // ---- sending: whoever calls, with the mutex ----
 
-  void send_now(const actors::Peer& to, Frame& frame) {
+  // A topology that was measured names the ends of every link. Two processes at one address have no link between them: they
+  // are on one machine.
+  actors::Peer without_address(const actors::Peer& to) const {
+    const auto& own = options.bind_address;
+    if (!inbox || to.from_address != own || to.to_address != own) return to;
+    const auto host = std::ranges::find(options.hosts, to.name, &Host::name);
+    return host != options.hosts.end() && host->address == own ? actors::Peer{to.name, to.route} : to;
+  }
+
+  void send_now(const actors::Peer& whom, Frame& frame) {
+    const actors::Peer to = without_address(whom);
     if (inbox && send_locally(to, frame)) return;
     zmq::socket_t* socket = to.route.empty() ? dial(to) : &router;
     if (!socket) {
@@ -561,9 +571,10 @@ void Transport::interrupt() { io_->ring(); }
 
 void Transport::end_rest() { io_->end_rest(); }
 
-void Transport::hang_up(const actors::Peer& peer) {
+void Transport::hang_up(const actors::Peer& whom) {
   const std::lock_guard lock(io_->mutex);
   if (io_->stop) return;
+  const auto peer = io_->without_address(whom);
   io_->dialled.erase(peer);
   const auto way = io_->local_ways.find(peer.name);
   if (way != io_->local_ways.end() && peer.from_address.empty() && peer.to_address.empty()) way->second.outbox.reset();

@@ -63,7 +63,7 @@ class Transport final : public actors::FramePort {
   void close();
   // Closes the connections that this node made to a peer over the addresses that are given, or every one, and forgets what
   // waits in them; the next frame dials again.
-  void hang_up(const actors::Peer& peer);
+  void hang_up(const actors::Peer& whom);
   void hang_up();
   const TransportCounts& counts() const;
 

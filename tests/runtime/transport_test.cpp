@@ -46,6 +46,8 @@ class Inbox {
 
 class TransportTest : public ::testing::Test {
  protected:
+  static constexpr const char* kLink = "127.0.0.2";  // the end of a link, at each of them
+
   void SetUp() override {
     directory_ = std::filesystem::temp_directory_path() / ("coppice-transport-" + std::to_string(::getpid()));
     std::filesystem::remove_all(directory_);
@@ -69,6 +71,7 @@ class TransportTest : public ::testing::Test {
     options.identity = *load_identity(directory_, hosts_[host].name);
     options.allow = *load_allow_list(directory_);
     options.bind_address = "127.0.0.1";
+    options.link_addresses = {kLink};
     options.port = hosts_[host].port;
     options.hosts = hosts_;
     return options;
@@ -185,9 +188,13 @@ TEST_F(TransportTest, WithLinkAddressesTheLinkIsTaken) {
   ASSERT_TRUE(a && b);
   (*b)->send({"a", ""}, StatusRequest{1});
   at_a.wait_for(1);
-  (*a)->send({"b", "", "127.0.0.1", "127.0.0.1"}, StatusRequest{1});
+  (*a)->send({"b", "", kLink, kLink}, StatusRequest{1});
   EXPECT_EQ(at_b.wait_for(1).size(), 1U);
   EXPECT_EQ((*a)->counts().sent_locally, 0U);
+  // A topology that was measured names the hosts' own, and there is no link from an address to itself.
+  (*a)->send({"b", "", "127.0.0.1", "127.0.0.1"}, StatusRequest{2});
+  EXPECT_EQ(at_b.wait_for(2).size(), 2U);
+  EXPECT_EQ((*a)->counts().sent_locally, 1U);
 }
 
 TEST_F(TransportTest, WhoWaitsMayServe) {
@@ -229,7 +236,7 @@ TEST_F(TransportTest, AFloodDoesNotDrownOthers) {
   at_a.wait_for(1);
   (*a)->send({"b", ""}, StatusRequest{0});
   for (int i = 0; i < 500 && pings < 1; ++i) std::this_thread::sleep_for(std::chrono::milliseconds{10});
-  for (std::uint32_t i = 0; i < 30'000; ++i) (*a)->send({"b", "", "127.0.0.1", "127.0.0.1"}, ChunkAck{TransferId{7}, i});
+  for (std::uint32_t i = 0; i < 30'000; ++i) (*a)->send({"b", "", kLink, kLink}, ChunkAck{TransferId{7}, i});
   const auto before = flood.load();
   for (int i = 0; i < 20; ++i) (*a)->send({"b", ""}, StatusRequest{1});
   for (int i = 0; i < 2'000 && pings < 21; ++i) std::this_thread::sleep_for(std::chrono::milliseconds{5});
