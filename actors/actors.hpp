@@ -81,8 +81,9 @@ struct SupervisorOptions {
   std::string weights_sha256;
   // The scheduler: the broadcast tree over the root (this node, first) and the members.
   std::function<std::vector<RelayNode>(const std::vector<std::string>& members)> plan_tree;
-  // Hands a fault spec to every worker. Returns a reason when faults are not allowed here.
-  std::function<tl::expected<void, std::string>(const std::string& spec)> spread_faults;
+  // Hands a fault spec to every worker, and tells `done`, on any thread, when all strike as it says, or why none does ("": they
+  // do). Work that comes after that is struck.
+  std::function<void(const std::string& spec, std::function<void(const std::string& why_not)> done)> spread_faults;
   std::function<Traffic()> traffic;  // may be empty
 };
 

@@ -133,8 +133,9 @@ caf::behavior behave(Self* self, const std::shared_ptr<State>& state) {
         } else if (const auto* asked = std::get_if<StatusRequest>(&delivery.message)) {
           caf::anon_send(state->decoder, StatusDraft{delivery.from, asked->tag, status(*state)});
         } else if (const auto* faults = std::get_if<FaultRequest>(&delivery.message)) {
-          const auto spread = state->options.spread_faults(faults->spec);
-          state->port->send(delivery.from, TextReply{faults->tag, "", spread ? "" : spread.error()});
+          state->options.spread_faults(faults->spec, [port = state->port, to = delivery.from, tag = faults->tag](const std::string& why_not) {
+            port->send(to, TextReply{tag, "", why_not});
+          });
         }
       },
       [=](const RequestsClosed& closed) { state->in_flight -= std::min(state->in_flight, closed.count); },

@@ -48,23 +48,29 @@ struct AttachWorkers {
   caf::actor subnet, encoder;
 };
 struct Connect {};
+struct SpreadFaults {
+  std::string spec;
+  std::function<void(const std::string&)> done;
+};
 
 }  // namespace coppice::runtime::control
 
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(coppice::runtime::control::AttachSupervisor)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(coppice::runtime::control::AttachWorkers)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(coppice::runtime::control::Connect)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(coppice::runtime::control::SpreadFaults)
 
 namespace coppice::runtime {
 namespace {
 
-using control::AttachSupervisor, control::AttachWorkers, control::Connect;
+using control::AttachSupervisor, control::AttachWorkers, control::Connect, control::SpreadFaults;
 
 using namespace actors;
 using Self = caf::event_based_actor;
 
 constexpr auto kConnectPatience = std::chrono::seconds{3};
 constexpr auto kRetry = std::chrono::milliseconds{250};
+constexpr auto kTakeUpPatience = std::chrono::seconds{2};  // of faults, by a worker that may be stopped
 
 
 struct Config : caf::actor_system_config {
@@ -81,7 +87,6 @@ struct Members {
   std::vector<std::string> workers;
   caf::actor supervisor;
   std::map<std::string, caf::actor> present;
-  SetFaults faults;
 };
 
 std::optional<std::uint32_t> place(const Members& members, const std::string& name) {
@@ -115,6 +120,25 @@ void on_down(Members& members, const caf::down_msg& down) {
   }
 }
 
+// Items travel on sockets of their own and would overtake what only has been sent.
+void spread_to_all(Self* self, const Members& members, const SpreadFaults& spread) {
+  const auto spec = parse_faults(spread.spec);
+  const auto left = std::make_shared<std::size_t>(members.present.size());
+  const auto one_has = [left, done = spread.done] {
+    if (--*left == 0) done("");
+  };
+  const bool answered = spec && !spec->kill && !spec->stop;
+  for (const auto& [name, worker] : members.present) {
+    const SetFaults faults{spread.spec, *place(members, name), static_cast<std::uint32_t>(members.workers.size())};
+    if (answered) {
+      self->request(worker, kTakeUpPatience, faults).then(one_has, [one_has](const caf::error&) { one_has(); });
+    } else {
+      self->send(worker, faults);
+    }
+  }
+  if (!answered || members.present.empty()) spread.done("");
+}
+
 caf::behavior membership(Self* self, const std::shared_ptr<Members>& members) {
   self->set_down_handler([=](const caf::down_msg& down) { on_down(*members, down); });
   return {
@@ -126,11 +150,7 @@ caf::behavior membership(Self* self, const std::shared_ptr<Members>& members) {
         spdlog::error("{} cannot use its weights: {}", refused.name, refused.reason);
         if (members->supervisor) caf::anon_send(members->supervisor, refused);
       },
-      [=](const SetFaults& faults) {
-        for (const auto& [name, worker] : members->present)
-          self->send(worker, SetFaults{faults.spec, *place(*members, name),
-                                       static_cast<std::uint32_t>(members->workers.size())});
-      },
+      [=](const SpreadFaults& spread) { spread_to_all(self, *members, spread); },
       [=](const AttachSupervisor& attach) { members->supervisor = attach.supervisor; },
   };
 }
@@ -232,6 +252,10 @@ caf::actor spawn_membership(caf::actor_system& system, std::vector<std::string> 
   auto members = std::make_shared<Members>();
   members->workers = std::move(workers);
   return system.spawn(membership, members);
+}
+
+void spread_faults(const caf::actor& membership, const std::string& spec, std::function<void(const std::string&)> done) {
+  caf::anon_send(membership, SpreadFaults{spec, std::move(done)});
 }
 
 void attach_supervisor(const caf::actor& membership, const caf::actor& supervisor) {

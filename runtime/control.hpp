@@ -7,6 +7,7 @@
 
 #include <caf/fwd.hpp>
 #include <memory>
+#include <functional>
 #include <string>
 
 #include "runtime/cluster.hpp"
@@ -27,8 +28,10 @@ struct ControlOptions {
 Expected<std::unique_ptr<caf::actor_system_config>> control_config(const Identity& identity,
                                                                    const ControlOptions& options);
 
-// Gateway: tells `supervisor` WorkerJoined, WorkerReady and WorkerLost. Send it a SetFaults and every worker has it.
+// Gateway: tells `supervisor` WorkerJoined, WorkerReady and WorkerLost.
 caf::actor spawn_membership(caf::actor_system& system, std::vector<std::string> workers);
+// done(""): every worker that is there has taken them up; whom they kill or stop is not waited for. REQUIRES: the spec reads.
+void spread_faults(const caf::actor& membership, const std::string& spec, std::function<void(const std::string&)> done);
 void attach_supervisor(const caf::actor& membership, const caf::actor& supervisor);
 Expected<void> publish_membership(caf::actor_system& system, const caf::actor& membership, const Host& gateway);
 

@@ -312,12 +312,11 @@ Expected<std::unique_ptr<Node>> Node::start(NodeOptions options) {
       if (!relays) spdlog::error("{}", relays.error().what);
       return relays ? std::move(*relays) : std::vector<RelayNode>{};
     };
-    supervise.spread_faults = [allowed = cluster.faults_allowed,
-                               membership](const std::string& spec) -> tl::expected<void, std::string> {
-      if (!allowed) return tl::unexpected(std::string("this cluster takes no faults: set allow_faults = true in its file"));
-      if (auto parsed = parse_faults(spec); !parsed) return tl::unexpected(parsed.error());
-      caf::anon_send(membership, SetFaults{spec, 0, 0});
-      return {};
+    supervise.spread_faults = [allowed = cluster.faults_allowed, membership](const std::string& spec, const auto& done) {
+      if (!allowed) return done("this cluster takes no faults: set allow_faults = true in its file");
+      const auto parsed = parse_faults(spec);
+      if (!parsed) return done(parsed.error());
+      spread_faults(membership, spec, done);
     };
     supervise.traffic = [frames = parts->frames] { return Traffic{frames->in, frames->out}; };
     parts->supervisor = spawn_supervisor(system, std::move(supervise), port, parts->decoder, parts->relay);

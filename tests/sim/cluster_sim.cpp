@@ -289,7 +289,10 @@ Cluster::Inside::Inside(const ClusterOptions& given) : options(given), random(gi
   supervise.weights = bundle;
   supervise.weights_sha256 = digest(*bundle);
   supervise.plan_tree = [this](const std::vector<std::string>& members) { return draw_tree(members); };
-  supervise.spread_faults = [this](const std::string& spec) { return spread(spec); };
+  supervise.spread_faults = [this](const std::string& spec, const auto& done) {
+    const auto spread_out = spread(spec);
+    done(spread_out ? "" : spread_out.error());
+  };
   supervisor = spawn_supervisor(*system, std::move(supervise), port, decoder, relay);
   spawned = {supervisor, decoder, relay};
   if (head) spawned.push_back(head);
