@@ -3,6 +3,7 @@
 #include <onnx/onnx_pb.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <limits>
 
 namespace coppice::gpu {
@@ -219,7 +220,9 @@ Expected<std::vector<std::byte>> to_onnx(const Network& net) {
   opset.set_domain("");
   opset.set_version(13);
   auto& graph = *model.mutable_graph();
-  graph.set_name(net.name.empty() ? "net" : net.name);
+  // A net that was read has its file's path as its name, which is nobody else's business.
+  const auto name = std::filesystem::path(net.name).stem().string();
+  graph.set_name(name.empty() ? "net" : name);
   declare(*graph.add_input(), "image", net.input);
 
   Writer writer(graph);
