@@ -138,6 +138,8 @@ struct Follow {
   Channels operator()(const Reshape&) const { return pinned(); }
   Channels operator()(const Transpose&) const { return pinned(); }
   Channels operator()(const Constant&) const { return pinned(); }
+  Channels operator()(const Arithmetic&) const { return pinned(); }
+  Channels operator()(const SquareRoot&) const { return passed(); }
 };
 
 // Units that the same layers make become one set.

@@ -95,7 +95,8 @@ struct OperatorDigest {
     to.add_numbers(c.dims);
     to.add_numbers(c.values);
   }
-  template <class Plain>  // Relu, GlobalAveragePool, Flatten, Add, Identity
+  void operator()(const Arithmetic& a) const { to.add_number(static_cast<int>(a.kind)); }
+  template <class Plain>  // Relu, GlobalAveragePool, Flatten, Add, Identity, SquareRoot
   void operator()(const Plain&) const {}
 };
 

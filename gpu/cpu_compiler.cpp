@@ -98,7 +98,9 @@ class Compiler {
   Value operator()(const Relu&) { return clamped({0, Clamp{}.high}); }
   Value operator()(const Clip& clip) { return clamped({clip.low, clip.high}); }
   Value operator()(const Constant& c) { return stored(space_.constant(c.values, c.dims)); }
-  Value operator()(const Add&);
+  Value operator()(const SquareRoot&) { return each(dnnl::algorithm::eltwise_sqrt, 0, 0); }
+  Value operator()(const Add&) { return combined(dnnl::algorithm::binary_add, &add_strided); }
+  Value operator()(const Arithmetic&);
   Value operator()(const BatchNorm&);
   Value operator()(const Dense&);
   Value operator()(const Slice&);
@@ -117,6 +119,7 @@ class Compiler {
     return {all, Type::f32, Tag::any};
   }
   Value clamped(const Clamp& clamp);
+  Value each(dnnl::algorithm algorithm, float alpha, float beta);
   Value pool(const Window& w, dnnl::algorithm algorithm);
   Place convolution(const Convolution& c, Value& from, const Dims& to);
   Place plain_convolution(const Convolution& c, Value& from, const Dims& to);
@@ -125,7 +128,10 @@ class Compiler {
   Place convolution_of_columns(const Convolution& c, Value& from, const Dims& to);
   Value plain_pool(const Window& w, dnnl::algorithm algorithm);
   Value dense_as_convolution(const Dense& d);
-  Value added_by_broadcast();
+  template <class BySteps>  // does the same by steps
+  Value combined(dnnl::algorithm algorithm, BySteps by_steps);
+  template <class BySteps>
+  Value combined_by_steps(BySteps by_steps);
   Place sum_target(const memory::desc& layout, const Stored& convolved);
   bool read_for_the_last_time(int value, const Stored& place) const;
   std::vector<Channel> channels(Value& value);
@@ -395,11 +401,13 @@ Value Compiler::pool(const Window& w, dnnl::algorithm algorithm) {
 }
 
 Value Compiler::clamped(const Clamp& clamp) {
-  const auto from = space_.solid(in());
   const bool relu = clamp.low == 0 && clamp.high == Clamp{}.high;
-  const dnnl::eltwise_forward::desc desc(kInference,
-                                         relu ? dnnl::algorithm::eltwise_relu : dnnl::algorithm::eltwise_clip,
-                                         from->data.get_desc(), relu ? 0.0F : clamp.low, relu ? 0.0F : clamp.high);
+  return relu ? each(dnnl::algorithm::eltwise_relu, 0, 0) : each(dnnl::algorithm::eltwise_clip, clamp.low, clamp.high);
+}
+
+Value Compiler::each(dnnl::algorithm algorithm, float alpha, float beta) {
+  const auto from = space_.solid(in());
+  const dnnl::eltwise_forward::desc desc(kInference, algorithm, from->data.get_desc(), alpha, beta);
   const dnnl::eltwise_forward::primitive_desc chosen(desc, attributes({}), space_.engine());
   const auto to = read_for_the_last_time(inputs_.front(), *from) ? from : space_.make(chosen.dst_desc(), out());
   space_.step(dnnl::eltwise_forward(chosen), {{DNNL_ARG_SRC, space_.use(*from)}, {DNNL_ARG_DST, space_.use(*to)}},
@@ -407,13 +415,21 @@ Value Compiler::clamped(const Clamp& clamp) {
   return stored(to);
 }
 
-Value Compiler::operator()(const Add&) {
-  if (in(0).dims != in(1).dims) return added_by_broadcast();
+Value Compiler::operator()(const Arithmetic& a) {
+  using Kind = Arithmetic::Kind;
+  const auto algorithm = a.kind == Kind::subtract   ? dnnl::algorithm::binary_sub
+                         : a.kind == Kind::multiply ? dnnl::algorithm::binary_mul
+                                                    : dnnl::algorithm::binary_div;
+  return combined(algorithm, [kind = a.kind](const auto&... operands) { combine_strided(kind, operands...); });
+}
+
+template <class BySteps>
+Value Compiler::combined(dnnl::algorithm algorithm, BySteps by_steps) {
+  if (in(0).dims != in(1).dims) return combined_by_steps(by_steps);
   const auto first = space_.solid(in(0));
   const auto layout = first->data.get_desc();
   const auto second = space_.in_layout(in(1), layout);
-  const dnnl::binary::primitive_desc chosen({dnnl::algorithm::binary_add, layout, layout, layout}, attributes(fusion_),
-                                            space_.engine());
+  const dnnl::binary::primitive_desc chosen({algorithm, layout, layout, layout}, attributes(fusion_), space_.engine());
   const auto to = space_.make(chosen.dst_desc(), out());
   space_.step(
       dnnl::binary(chosen),
@@ -422,7 +438,8 @@ Value Compiler::operator()(const Add&) {
   return stored(to);
 }
 
-Value Compiler::added_by_broadcast() {
+template <class BySteps>
+Value Compiler::combined_by_steps(BySteps by_steps) {
   const auto batched = [&](Dims dims) {
     dims.insert(dims.begin(), space_.batch());
     return dims;
@@ -442,8 +459,8 @@ Value Compiler::added_by_broadcast() {
   sum.second = operand(in(1).dims);
   const auto first = space_.in_layout(in(0), space_.plain(in(0).dims)),
              second = space_.in_layout(in(1), space_.plain(in(1).dims)), to = space_.make(space_.plain(out()), out());
-  space_.step([sum, clamp = fusion_.clamp, a = space_.use(*first), b = space_.use(*second), c = space_.use(*to)] {
-    add_strided(sum, floats(a), floats(b), floats(c), clamp.low, clamp.high);
+  space_.step([by_steps, sum, clamp = fusion_.clamp, a = space_.use(*first), b = space_.use(*second), c = space_.use(*to)] {
+    by_steps(sum, floats(a), floats(b), floats(c), clamp.low, clamp.high);
   });
   return stored(to);
 }

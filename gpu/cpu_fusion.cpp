@@ -31,7 +31,8 @@ class Fuser {
       const auto& op = net_.nodes[i].op;
       if (std::holds_alternative<Convolution>(op)) take_sum(i, taken);
       if (std::holds_alternative<Convolution>(op) || std::holds_alternative<Dense>(op) ||
-          std::holds_alternative<Add>(op) || std::holds_alternative<BatchNorm>(op))
+          std::holds_alternative<Add>(op) || std::holds_alternative<Arithmetic>(op) ||
+          std::holds_alternative<BatchNorm>(op))
         take_clamp(fusion, taken);
     }
     return std::move(fusions_);

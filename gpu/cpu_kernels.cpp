@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <limits>
 
 namespace coppice::gpu {
@@ -182,13 +183,31 @@ void copy_channels(const ChannelCopy& copy, std::span<const float* const> from, 
   }
 }
 
-void add_strided(const StridedSum& sum, const float* first, const float* second, float* out, float low, float high) {
-  const auto to = sum.out.steps.back(), a = sum.first.steps.back(), b = sum.second.steps.back();
-  const std::ptrdiff_t count = sum.dims.back();
-  walk(sum, [&](std::ptrdiff_t at_out, std::ptrdiff_t at_first, std::ptrdiff_t at_second) {
+template <class Made>  // of two numbers
+void each_pair(const StridedSum& of, const float* first, const float* second, float* out, float low, float high, Made made) {
+  const auto to = of.out.steps.back(), a = of.first.steps.back(), b = of.second.steps.back();
+  const std::ptrdiff_t count = of.dims.back();
+  walk(of, [&](std::ptrdiff_t at_out, std::ptrdiff_t at_first, std::ptrdiff_t at_second) {
     for (std::ptrdiff_t i = 0; i < count; ++i)
-      out[at_out + i * to] = std::min(std::max(first[at_first + i * a] + second[at_second + i * b], low), high);
+      out[at_out + i * to] = std::min(std::max(made(first[at_first + i * a], second[at_second + i * b]), low), high);
   });
+}
+
+void add_strided(const StridedSum& sum, const float* first, const float* second, float* out, float low, float high) {
+  each_pair(sum, first, second, out, low, high, std::plus());
+}
+
+void combine_strided(Arithmetic::Kind kind, const StridedSum& of, const float* first, const float* second, float* out,
+                     float low, float high) {
+  const auto with = [&](auto made) { each_pair(of, first, second, out, low, high, made); };
+  switch (kind) {
+    case Arithmetic::Kind::subtract:
+      return with(std::minus());
+    case Arithmetic::Kind::multiply:
+      return with(std::multiplies());
+    case Arithmetic::Kind::divide:
+      return with(std::divides());
+  }
 }
 
 void copy_strided(const StridedSum& copy, const float* from, float* out) {

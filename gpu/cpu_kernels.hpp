@@ -23,7 +23,8 @@ struct ChannelCopy {
 };
 void copy_channels(const ChannelCopy& copy, std::span<const float* const> from, float* to);
 
-// out[i] = first[i] (+ second[i]) over all indices i of `dims`, each operand with floats a step along each axis.
+// out[i] = first[i] (and second[i], added or otherwise) over all indices i of `dims`, each operand with floats a step
+// along each axis.
 // A step of 0 repeats. The result is held between low and high.
 struct StridedSum {
   struct Operand {
@@ -34,6 +35,8 @@ struct StridedSum {
   Operand out, first, second;
 };
 void add_strided(const StridedSum& sum, const float* first, const float* second, float* out, float low, float high);
+void combine_strided(Arithmetic::Kind kind, const StridedSum& of, const float* first, const float* second, float* out,
+                     float low, float high);
 void copy_strided(const StridedSum& copy, const float* from, float* out);
 
 // A convolution over plain layouts, for shapes that oneDNN would send through a matrix product that takes memory from

@@ -29,15 +29,6 @@ bool in_bounds(const Dims& dims) {
   return !dims.empty() && dims.size() <= 8;
 }
 
-// Spans are at most 2^32 then.
-bool in_bounds(const WindowAxis& axis) {
-  for (const auto value : {axis.kernel, axis.stride, axis.dilation})
-    if (value < 1 || value > kWindowMax) return false;
-  for (const auto value : {axis.before, axis.after})
-    if (value < 0 || value > kWindowMax) return false;
-  return true;
-}
-
 // Output pixels along one axis; none when the window does not fit.
 std::int64_t extent(std::int64_t in, const WindowAxis& axis) {
   const auto padded = in + axis.before + axis.after;
@@ -60,7 +51,7 @@ struct Inference {
       return mismatch(node, "its window has a depth, its input of " + to_string(in()) + " has none");
     auto over = axes(w, in());
     for (const auto& axis : over)
-      if (!in_bounds(axis)) return mismatch(node, "its window is out of bounds");
+      if (!axis.in_bounds()) return mismatch(node, "its window is out of bounds");
     return over;
   }
   Expected<Dims> windowed(const std::vector<WindowAxis>& over, std::int64_t channels) const {
@@ -117,13 +108,17 @@ struct Inference {
     return Dims{d.out_features};
   }
   Expected<Dims> operator()(const Flatten&) const { return Dims{elements(in())}; }
-  Expected<Dims> operator()(const Add&) const {
+  Expected<Dims> operator()(const Add&) const { return repeated(); }
+  Expected<Dims> operator()(const Arithmetic&) const { return repeated(); }
+  Expected<Dims> operator()(const SquareRoot&) const { return in(); }
+  // Of two inputs, each repeated along the axes of the other that it lacks.
+  Expected<Dims> repeated() const {
     const Dims &a = in(0), &b = in(1);
     Dims out(std::max(a.size(), b.size()));
     for (std::size_t i = 0; i < out.size(); ++i) {  // from the last axis
       const auto of_a = i < a.size() ? a[a.size() - 1 - i] : 1, of_b = i < b.size() ? b[b.size() - 1 - i] : 1;
       if (of_a != of_b && of_a != 1 && of_b != 1)
-        return mismatch(node, "adds " + to_string(a) + " and " + to_string(b));
+        return mismatch(node, "its inputs of " + to_string(a) + " and " + to_string(b) + " do not fit");
       out[out.size() - 1 - i] = of_a == 1 ? of_b : of_a;
     }
     return out;
@@ -192,6 +187,11 @@ bool needs_numbers(const Operator& op) {
 
 }  // namespace
 
+bool WindowAxis::in_bounds() const {
+  const auto within = [](std::int64_t value, std::int64_t least) { return value >= least && value <= kWindowMax; };
+  return within(kernel, 1) && within(stride, 1) && within(dilation, 1) && within(before, 0) && within(after, 0);
+}
+
 std::vector<WindowAxis> axes(const Window& w, const Dims& value) {
   const WindowAxis height{w.kernel_h, w.stride_h, w.pad_top, w.pad_bottom, w.dilation_h},
       width{w.kernel_w, w.stride_w, w.pad_left, w.pad_right, w.dilation_w};
@@ -213,13 +213,14 @@ std::string to_string(const Dims& dims) {
 std::string name(const Operator& op) {
   constexpr std::array kNames{"Convolution", "BatchNorm", "Relu",   "Clip",    "MaxPool",   "AveragePool",
                               "GlobalAveragePool", "Dense", "Flatten", "Add",  "Concat",    "Slice",
-                              "Reshape", "Transpose", "ChannelShuffle", "Constant", "Identity"};
+                              "Reshape", "Transpose", "ChannelShuffle", "Constant", "Identity", "Arithmetic", "SquareRoot"};
   static_assert(kNames.size() == std::variant_size_v<Operator>);
   return kNames[op.index()];
 }
 
 Expected<Dims> infer_shape(const Node& node, const std::vector<Dims>& known) {
-  const std::size_t arity = std::holds_alternative<Add>(node.op)        ? 2
+  const bool two = std::holds_alternative<Add>(node.op) || std::holds_alternative<Arithmetic>(node.op);
+  const std::size_t arity = two                                         ? 2
                             : std::holds_alternative<Constant>(node.op) ? 0
                             : std::holds_alternative<Concat>(node.op)   ? std::clamp<std::size_t>(node.inputs.size(), 1, 4096)
                                                                         : 1;
@@ -258,11 +259,14 @@ Expected<void> check_filled(const Network& net, const std::vector<Dims>& shapes,
 }
 
 Expected<void> check_ordinary(const Network& net, const std::vector<Dims>& shapes, const std::string& who) {
-  for (const auto& node : net.nodes)
-    if (slides(node.op) && shapes[static_cast<std::size_t>(node.inputs.front())].size() == 4)
-      return unexpected(
-          Error{ErrorCode::unsupported_operator,
-                "node " + node.name + " (" + name(node.op) + "): three spatial axes, which " + who + " does not take"});
+  for (const auto& node : net.nodes) {
+    const bool volume = slides(node.op) && shapes[static_cast<std::size_t>(node.inputs.front())].size() == 4;
+    const bool arithmetic = std::holds_alternative<Arithmetic>(node.op) || std::holds_alternative<SquareRoot>(node.op);
+    if (volume || arithmetic)
+      return unexpected(Error{ErrorCode::unsupported_operator, "node " + node.name + " (" + name(node.op) + "): " +
+                                                                   (volume ? "three spatial axes" : "arithmetic") +
+                                                                   ", which " + who + " does not take"});
+  }
   return check_filled(net, shapes, who);
 }
 

@@ -35,6 +35,7 @@ struct WindowAxis {
   std::int64_t kernel = 1, stride = 1, before = 0, after = 0, dilation = 1;  // before and after: the padding
 
   std::int64_t span() const { return (kernel - 1) * dilation + 1; }  // pixels from the first tap to the last
+  bool in_bounds() const;  // no number is larger than a window may have; the span is at most 2^32 then
   bool operator==(const WindowAxis&) const = default;
 };
 // The window's axes over a value: height and width over an image, depth before them over a volume.
@@ -88,9 +89,16 @@ struct Constant {  // takes no input; the same for every item
   std::vector<float> values;
 };
 struct Identity {};
+// What norms of an item's own statistics come to. Only the CPU device runs these two, and only forward.
+struct Arithmetic {  // of two inputs, number by number; sizes as of an Add
+  enum class Kind : std::uint8_t { subtract, multiply, divide };
+  Kind kind = Kind::multiply;
+};
+struct SquareRoot {};
 
 using Operator = std::variant<Convolution, BatchNorm, Relu, Clip, MaxPool, AveragePool, GlobalAveragePool, Dense, Flatten,
-                              Add, Concat, Slice, Reshape, Transpose, ChannelShuffle, Constant, Identity>;
+                              Add, Concat, Slice, Reshape, Transpose, ChannelShuffle, Constant, Identity, Arithmetic,
+                              SquareRoot>;
 std::string name(const Operator& op);  // "Convolution": as the struct is called
 
 struct Node {
@@ -109,7 +117,8 @@ struct Network {
 Expected<Dims> infer_shape(const Node& node, const std::vector<Dims>& known);
 
 // What only the CPU device runs, and only forward, is refused for `who`, as in "training". REQUIRES: the net's shapes.
-// Errors: unsupported_operator naming the node that slides over three spatial axes, or that makes an empty value.
+// Errors: unsupported_operator naming the node that slides over three spatial axes, that is arithmetic, or that makes an
+// empty value.
 Expected<void> check_ordinary(const Network& net, const std::vector<Dims>& shapes, const std::string& who);
 Expected<void> check_filled(const Network& net, const std::vector<Dims>& shapes, const std::string& who);  // the latter
 

@@ -8,14 +8,6 @@
 namespace coppice::gpu {
 namespace {
 
-constexpr std::int64_t kWindowMax = 65'536;  // as in infer_shapes
-
-bool in_bounds(const WindowAxis& axis) {
-  const auto within = [](std::int64_t value, std::int64_t least) { return value >= least && value <= kWindowMax; };
-  return within(axis.kernel, 1) && within(axis.stride, 1) && within(axis.dilation, 1) && within(axis.before, 0) &&
-         within(axis.after, 0);
-}
-
 // So much padding that the output is the input's size by the stride, rounded up; the odd pixel goes to the end or not.
 void pad_same(WindowAxis& axis, std::int64_t size, bool more_after) {
   const auto out = (size + axis.stride - 1) / axis.stride;
@@ -73,7 +65,7 @@ Expected<Sliding> sliding(const onnx::NodeProto& node, const std::string& at, co
   for (std::size_t i = 0; i < axes; ++i) {
     WindowAxis axis{kernels[i], strides[i], pads[i], pads[axes + i], dilations[i]};
     if (padding != "NOTSET") axis.before = axis.after = 0;
-    if (!in_bounds(axis)) return fault(ErrorCode::shape_mismatch, at + ": its window is out of bounds");
+    if (!axis.in_bounds()) return fault(ErrorCode::shape_mismatch, at + ": its window is out of bounds");
     if (padding.starts_with("SAME")) pad_same(axis, sizes[i], padding == "SAME_UPPER");
     out.padded |= axis.before + axis.after > 0;
     if (integer(node, "ceil_mode", 0) != 0) out.overhangs |= pad_for_ceiling(axis, sizes[i]);

@@ -136,7 +136,7 @@ OnnxReader::Done OnnxReader::begin(const onnx::NodeProto& n, int index) {
     if (!output.empty() && (values_.contains(output) || weights_.contains(output)))
       return malformed(at_ + " makes " + output + ", which is there already");
   for (int i = 1; i < n.output_size(); ++i)
-    if (n.op_type() != "Split" && uses_.contains(n.output(i)) && !n.output(i).empty())
+    if (!makes_several(n) && wanted(n, i))
       return unsupported(at_ + ": only its first output can be read");
   return {};
 }
@@ -146,7 +146,7 @@ OnnxReader::Done OnnxReader::node(const onnx::NodeProto& n) {
   if (type == "Constant") return constant_operator(n);
   if (type == "Shape") return shape_of(n);
   if (computes_sizes(n)) return sizes(n);
-  if (type == "Add") return add(n);
+  if (type == "Add" || type == "Sub" || type == "Mul" || type == "Div") return pairwise(n);
   if (type == "Concat") return concat(n);
   if (const auto in = value(n, 0)) return node(n, *in);
   constexpr std::array kFolded{"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"};
@@ -162,6 +162,11 @@ OnnxReader::Done OnnxReader::node(const onnx::NodeProto& n, int in) {
   if (type == "Gemm") return gemm(n, in);
   if (type == "MatMul") return matmul(n, in);
   if (type == "BatchNormalization") return batch_norm(n, in);
+  if (type == "InstanceNormalization") return instance_norm(n, in);
+  if (type == "LayerNormalization") return layer_norm(n, in);
+  if (type == "Neg") return opposite_of(n, in);
+  if (type == "Reciprocal") return inverse_of(n, in);
+  if (type == "Sqrt") return give(n, make(SquareRoot{}, {in}));
   if (type == "MaxPool" || type == "AveragePool") return pool(n, in);
   if (type == "ReduceMean" || type == "GlobalAveragePool") return reduce_mean(n, in);
   if (type == "Clip") return clip(n, in);
@@ -193,6 +198,15 @@ bool OnnxReader::given(const onnx::NodeProto& n, int i) const { return i < n.inp
 bool OnnxReader::read_once(const onnx::NodeProto& n, int i) const {
   const auto found = uses_.find(n.input(i));
   return found != uses_.end() && found->second == 1;
+}
+
+bool OnnxReader::wanted(const onnx::NodeProto& n, int output) const {
+  return output < n.output_size() && !n.output(output).empty() && uses_.contains(n.output(output));
+}
+
+bool OnnxReader::makes_several(const onnx::NodeProto& n) const {
+  const std::string& type = n.op_type();
+  return type == "Split" || type == "LayerNormalization" || (type == "BatchNormalization" && opset_ >= 14 && in_training(n));
 }
 
 OnnxReader::Done OnnxReader::constant(const onnx::NodeProto& n, int i, const char* what, std::vector<float>& into) {
@@ -247,6 +261,11 @@ int OnnxReader::make(Operator op, std::vector<int> inputs) {
   shapes_.push_back(std::move(*shape));
   net_.nodes.push_back(std::move(made));
   return static_cast<int>(net_.nodes.size());
+}
+
+int OnnxReader::refuse(Error why) {
+  if (!fault_) fault_ = std::move(why);
+  return -1;
 }
 
 int OnnxReader::reshape(int in, const Dims& to) {

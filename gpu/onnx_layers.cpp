@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
+#include <random>
 #include <utility>
 
 #include "gpu/onnx_attributes.hpp"
@@ -117,13 +117,13 @@ OnnxReader::Done OnnxReader::gemm(const onnx::NodeProto& n, int in) {
   if (!given(n, 2) || beta == 0 || fault_) return give(n, made);
   if (const auto addend = value(n, 2)) {
     if (beta != 1) return unsupported(at_ + ": beta of a bias that is no constant");
-    return plus(n, made, *addend);
+    return pairwise(n, made, *addend);
   }
   Weight bias;
   if (auto ok = constant(n, 2, "bias", bias.values); !ok) return ok;
   scale(bias.values, beta);
   bias.dims = weight(n, 2)->dims;
-  return plus(n, made, bias, true);
+  return give(n, plus(made, bias, true));
 }
 
 OnnxReader::Done OnnxReader::matmul(const onnx::NodeProto& n, int in) {
@@ -143,136 +143,7 @@ OnnxReader::Done OnnxReader::matmul(const onnx::NodeProto& n, int in) {
   return give(n, product(in, transposed(matrices, inner, outer), one ? 1 : elements(leading), outer, inner));
 }
 
-// ---- sums ----
-
-bool OnnxReader::taken_as_bias(int in, const Dims& dims, const std::vector<float>& values) {
-  if (in < 1) return false;
-  const auto rank = shape(in).size();
-  auto& before = net_.nodes[static_cast<std::size_t>(in) - 1].op;
-  auto* conv = std::get_if<Convolution>(&before);
-  auto* dense = std::get_if<Dense>(&before);
-  if ((!conv && !dense) || dims.size() > rank) return false;
-  auto& bias = conv ? conv->bias : dense->bias;
-  const auto outputs = static_cast<std::size_t>(shape(in)[0]);
-  const bool by_channel = dims.size() == rank && values.size() == outputs && dims[0] == shape(in)[0];
-  if (!bias.empty() || (!by_channel && values.size() != 1)) return false;
-  bias = by_channel ? values : std::vector<float>(outputs, values[0]);
-  return true;
-}
-
-Expected<int> OnnxReader::constant_value(const Weight& w, const Dims& dims) {
-  if (w.values.empty()) return unsupported(at_ + ": a constant that is not float32");
-  if (auto ok = count(w.values.size()); !ok) return unexpected(ok.error());
-  return make(Constant{dims, w.values}, {});
-}
-
-OnnxReader::Done OnnxReader::plus(const onnx::NodeProto& n, int in, const Weight& addend, bool may_move) {
-  if (fault_) return unexpected(*fault_);
-  const auto dims = item_dims(addend, shape(in).size());
-  if (!dims) return unexpected(dims.error());
-  if (may_move && taken_as_bias(in, *dims, addend.values)) return give(n, in);
-  const auto constant = constant_value(addend, *dims);
-  if (!constant) return unexpected(constant.error());
-  return give(n, make(Add{}, {in, *constant}));
-}
-
-OnnxReader::Done OnnxReader::plus(const onnx::NodeProto& n, int a, int b) {
-  if (fault_) return unexpected(*fault_);
-  if (options_.first_axis_is_batch && shape(a).size() != shape(b).size())
-    return unsupported(at_ + ": adds " + to_string(shape(a)) + " and " + to_string(shape(b)) +
-                       " of each item, which sets the batch against another axis");
-  return give(n, make(Add{}, {a, b}));
-}
-
-OnnxReader::Done OnnxReader::add(const onnx::NodeProto& n) {
-  if (n.input_size() != 2) return malformed(at_ + " has not two inputs");
-  const auto a = value(n, 0), b = value(n, 1);
-  for (const int i : {0, 1})
-    if (!value(n, i) && !weight(n, i))
-      return malformed(at_ + ": its input " + n.input(i) + " is made by no earlier node");
-  const bool aligned = opset_ < 7 && attribute(n, "axis");  // the second input's first axis goes there
-  if (a && b) {
-    if (aligned && shape(*a).size() != shape(*b).size()) return unsupported(at_ + ": axis of what is no constant");
-    return plus(n, *a, *b);
-  }
-  if (!a && !b) return unsupported(at_ + ": adds two constants");
-  const int constant_at = a ? 1 : 0, in = a ? *a : *b;
-  Weight addend = *weight(n, constant_at);
-  if (addend.values.empty()) return unsupported(at_ + ": adds what is not float32");
-  if (aligned && a) {
-    const auto rank = static_cast<std::int64_t>(whole(in).size()), axis = integer(n, "axis", 0);
-    const auto after = rank - (axis < 0 ? axis + rank : axis) - static_cast<std::int64_t>(addend.dims.size());
-    if (after < 0 || after > rank) return fault(ErrorCode::shape_mismatch, at_ + ": axis does not fit");
-    addend.dims.resize(addend.dims.size() + static_cast<std::size_t>(after), 1);
-  }
-  return plus(n, in, addend, read_once(n, 1 - constant_at));
-}
-
 // ---- the rest ----
-
-OnnxReader::Done OnnxReader::batch_norm(const onnx::NodeProto& n, int in) {
-  if (auto ok = needs_batch(); !ok) return ok;
-  if (integer(n, "training_mode", 0) != 0 || (opset_ < 7 && integer(n, "is_test", 0) == 0))
-    return unsupported(at_ + " is in training mode; export for inference");
-  if (opset_ < 9 && integer(n, "spatial", 1) == 0) return unsupported(at_ + ": statistics of every pixel");
-  BatchNorm b;
-  b.epsilon = real(n, "epsilon", 1e-5F);
-  int i = 1;
-  for (auto* into : {&b.scale, &b.shift, &b.mean, &b.variance})
-    if (auto ok = constant(n, i++, "statistic", *into); !ok) return ok;
-  return give(n, make(std::move(b), {in}));
-}
-
-// Over any axes by way of the two that a global pool takes: those that stay go first.
-int OnnxReader::mean(int in, const std::vector<bool>& gone, bool keep) {
-  const Dims from = shape(in);
-  std::vector<int> order(from.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_partition(order.begin(), order.end(), [&](int axis) { return !gone[static_cast<std::size_t>(axis)]; });
-  Dims to;
-  std::int64_t left = 1;
-  for (std::size_t i = 0; i < from.size(); ++i) {
-    if (!gone[i]) left *= from[i];
-    if (!gone[i] || keep) to.push_back(gone[i] ? 1 : from[i]);
-  }
-  if (gone == std::vector<bool>{false, true, true}) {
-    in = make(GlobalAveragePool{}, {in});
-  } else {
-    in = make(Reshape{{left, elements(from) / left, 1}}, {transpose(in, order)});
-    in = make(GlobalAveragePool{}, {in});
-  }
-  return fault_ || to == shape(in) ? in : reshape(in, to);
-}
-
-OnnxReader::Done OnnxReader::reduce_mean(const onnx::NodeProto& n, int in) {
-  const auto rank = whole(in).size();
-  const bool global = n.op_type() == "GlobalAveragePool";
-  Dims axes(rank);
-  std::iota(axes.begin(), axes.end(), 0);
-  if (global) {
-    if (rank < 3) return fault(ErrorCode::shape_mismatch, at_ + ": has no spatial axes in " + to_string(whole(in)));
-    axes.erase(axes.begin(), axes.begin() + 2);
-  } else {
-    const auto named = numbers(n, 1, "axes", 18);
-    if (!named) return unexpected(named.error());
-    if (*named && !(*named)->empty()) {
-      axes = **named;
-    } else if (integer(n, "noop_with_empty_axes", 0) != 0) {
-      return give(n, make(Identity{}, {in}));
-    }
-  }
-  std::vector<bool> gone(shape(in).size(), false);
-  for (const auto each : axes) {
-    const auto axis = item_axis(each, rank);
-    if (!axis) return unexpected(axis.error());
-    gone[static_cast<std::size_t>(*axis)] = true;
-  }
-  if (elements(shape(in)) == 0) return unsupported(at_ + ": takes the mean of an empty tensor");
-  const bool keep = global || integer(n, "keepdims", 1) != 0;
-  if (!keep && std::find(gone.begin(), gone.end(), false) == gone.end())
-    return unsupported(at_ + ": leaves one number without an axis");
-  return give(n, mean(in, gone, keep));
-}
 
 OnnxReader::Done OnnxReader::clip(const onnx::NodeProto& n, int in) {
   Clip c{std::numeric_limits<float>::lowest(), std::numeric_limits<float>::max()};
@@ -289,14 +160,29 @@ OnnxReader::Done OnnxReader::clip(const onnx::NodeProto& n, int in) {
   return give(n, make(c, {in}));
 }
 
+// In training, numbers go at random: as the seed says to ONNX's reference implementation, which draws from numpy's
+// Mersenne Twister, 53 bits for each number in turn.
 OnnxReader::Done OnnxReader::dropout(const onnx::NodeProto& n, int in) {
   const auto ratio = weight(n, 1), training = weight(n, 2);
-  const bool nothing_goes = ratio && ratio->values.size() == 1 && ratio->values[0] == 0;
   const bool told = training && training->integers.size() == 1;
-  if (((given(n, 2) && !(told && training->integers[0] == 0)) || (opset_ < 7 && integer(n, "is_test", 0) == 0)) &&
-      !nothing_goes)
+  const bool trains = given(n, 2) ? !(told && training->integers[0] == 0) : opset_ < 7 && integer(n, "is_test", 0) == 0;
+  if (!trains) return give(n, make(Identity{}, {in}));
+  std::vector<float> part{0.5F};
+  if (auto ok = optional_constant(n, 1, "ratio", part); !ok) return ok;
+  if (part.size() != 1 || !(part[0] >= 0 && part[0] < 1)) return malformed(at_ + ": its ratio is not one number below 1");
+  if (part[0] == 0) return give(n, make(Identity{}, {in}));
+  const auto seed = integer(n, "seed", -1);
+  if (options_.first_axis_is_batch || !told || seed < 0 || seed > std::numeric_limits<std::uint32_t>::max())
     return unsupported(at_ + " is in training mode; export for inference");
-  return give(n, make(Identity{}, {in}));
+  const auto numbers = elements(shape(in));
+  if (auto ok = count(static_cast<std::size_t>(numbers)); !ok) return ok;
+  std::mt19937 random(static_cast<std::uint32_t>(seed));
+  Weight kept{shape(in), {}, {}};
+  for (std::int64_t i = 0; i < numbers; ++i) {
+    const auto high = static_cast<double>(random() >> 5U), low = static_cast<double>(random() >> 6U);
+    kept.values.push_back((high * 67'108'864 + low) / 9'007'199'254'740'992 >= part[0] ? 1 / (1 - part[0]) : 0);
+  }
+  return give(n, with_constant(Arithmetic::Kind::multiply, in, kept));
 }
 
 }  // namespace coppice::gpu

@@ -52,6 +52,8 @@ class OnnxReader {
   std::optional<int> value(const onnx::NodeProto& n, int i) const;
   bool given(const onnx::NodeProto& n, int i) const;
   bool read_once(const onnx::NodeProto& n, int i) const;
+  bool wanted(const onnx::NodeProto& n, int output) const;  // something reads it
+  bool makes_several(const onnx::NodeProto& n) const;       // outputs that can be read
   // The floats of the node's constant input, copied; the integers, which may also be an attribute before an opset.
   Done constant(const onnx::NodeProto& n, int i, const char* what, std::vector<float>& into);
   Done optional_constant(const onnx::NodeProto& n, int i, const char* what, std::vector<float>& into);
@@ -60,6 +62,7 @@ class OnnxReader {
 
   // Appends a node and gives its value. After a fault it does nothing, and give says what the fault was.
   int make(Operator op, std::vector<int> inputs);
+  int refuse(Error why);  // the fault, where there is none yet
   int reshape(int in, const Dims& to);
   int transpose(int in, std::vector<int> order);  // nothing where the order is the axes' own
   Done give(const onnx::NodeProto& n, int made, int output = 0);
@@ -80,21 +83,40 @@ class OnnxReader {
   Done convolution(const onnx::NodeProto& n, int in);
   Done gemm(const onnx::NodeProto& n, int in);
   Done matmul(const onnx::NodeProto& n, int in);
-  Done batch_norm(const onnx::NodeProto& n, int in);
   Done pool(const onnx::NodeProto& n, int in);
-  Done reduce_mean(const onnx::NodeProto& n, int in);
   Done clip(const onnx::NodeProto& n, int in);
   Done dropout(const onnx::NodeProto& n, int in);
-  Done add(const onnx::NodeProto& n);
   // in: [.., rows, inner] or [inner]; matrices: [outer, inner], or one for each of the input's leading axes.
   int product(int in, std::vector<float> matrices, std::int64_t count, std::int64_t outer, std::int64_t inner);
-  int mean(int in, const std::vector<bool>& gone, bool keep);
   Done windowed(const onnx::NodeProto& n, Operator op, int in);  // of an image or a volume, or of a row as an image
-  Done plus(const onnx::NodeProto& n, int in, const Weight& addend, bool may_move);
-  Done plus(const onnx::NodeProto& n, int a, int b);
+  Done needs_batch() const;
+
+  // ---- number by number, and norms: onnx_arithmetic.cpp ----
+  Done pairwise(const onnx::NodeProto& n);  // Add, Sub, Mul, Div
+  Done pairwise(const onnx::NodeProto& n, int a, int b);
+  Done pairwise(const onnx::NodeProto& n, int in, Weight constant);
+  Done pairwise(const onnx::NodeProto& n, Weight constant, int in);
+  Done align(const onnx::NodeProto& n, int in, Weight& second) const;
+  int plus(int in, const Weight& addend, bool may_move);  // may_move: into the layer that makes `in`
+  int times(int in, const Weight& factors);
+  int with_constant(Arithmetic::Kind kind, int in, const Weight& constant, bool constant_first = false);
   bool taken_as_bias(int in, const Dims& dims, const std::vector<float>& values);
   Expected<int> constant_value(const Weight& w, const Dims& dims);
-  Done needs_batch() const;
+  Done opposite_of(const onnx::NodeProto& n, int in);
+  Done inverse_of(const onnx::NodeProto& n, int in);
+  Done reduce_mean(const onnx::NodeProto& n, int in);
+  int mean(int in, const std::vector<bool>& gone, bool keep);
+  struct Standardised {
+    int value = -1, mean = -1, variance = -1, deviation = -1;
+  };
+  Standardised standardise(int in, const std::vector<bool>& gone, float epsilon);
+  Expected<Weight> channel_constant(const onnx::NodeProto& n, int i, std::int64_t channels, std::size_t spatial);
+  int scaled_and_shifted(const onnx::NodeProto& n, int in, std::int64_t channels, std::size_t spatial);
+  Done instance_norm(const onnx::NodeProto& n, int in);
+  Done layer_norm(const onnx::NodeProto& n, int in);
+  bool in_training(const onnx::NodeProto& n) const;
+  Done batch_norm(const onnx::NodeProto& n, int in);
+  Done batch_norm_in_training(const onnx::NodeProto& n, int in);
 
   // ---- what only moves numbers: onnx_moves.cpp ----
   Done constant_operator(const onnx::NodeProto& n);

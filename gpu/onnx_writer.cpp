@@ -115,8 +115,14 @@ class Writer {
     integer(node("Gemm", weights), "transB", 1);
   }
   void operator()(const Flatten&) { integer(node("Flatten"), "axis", 1); }
+  void operator()(const Add&) { aligned("Add"); }
+  void operator()(const Arithmetic& a) {
+    using Kind = Arithmetic::Kind;
+    aligned(a.kind == Kind::subtract ? "Sub" : a.kind == Kind::multiply ? "Mul" : "Div");
+  }
+  void operator()(const SquareRoot&) { node("Sqrt"); }
   // ONNX aligns the last axes, of the batch too: all items need as many.
-  void operator()(const Add&) {
+  void aligned(const char* type) {
     const std::string name = name_;
     const auto inputs = inputs_;
     auto aligned = inputs;
@@ -130,7 +136,7 @@ class Writer {
     }
     name_ = name;
     inputs_ = aligned;
-    node("Add");
+    node(type);
   }
   void operator()(const Identity&) { node("Identity"); }
   void operator()(const Clip& c) {
@@ -181,7 +187,7 @@ class Writer {
   Dims shape_;
 };
 
-// A value that no item changes is one item in the file, which only an Add repeats for a batch of any size.
+// A value that no item changes is one item in the file, which only sums and their like repeat for a batch of any size.
 Expected<void> check_constants(const Network& net) {
   const auto refused = [](const Node& node) {
     return unexpected(Error{ErrorCode::unsupported_operator, "node " + node.name + " (" + name(node.op) +

@@ -1,5 +1,6 @@
 // Any bytes as an ONNX model: refused, or a net that can be simplified and written without changing its shape.
 #include <google/protobuf/stubs/logging.h>
+#include <onnx/onnx_pb.h>
 
 #include <span>
 
@@ -35,6 +36,67 @@ Network net_of_volumes() {
   return b.net;
 }
 
+// What is written as other operators than it was read from: norms, arithmetic, what trains.
+std::string norms(bool training) {
+  onnx::ModelProto model;
+  model.set_ir_version(8);
+  model.add_opset_import()->set_version(17);
+  auto& graph = *model.mutable_graph();
+  auto& image = *graph.add_input();
+  image.set_name("x");
+  auto& type = *image.mutable_type()->mutable_tensor_type();
+  type.set_elem_type(onnx::TensorProto::FLOAT);
+  for (const int dim : {1, 2, 3, 3}) type.mutable_shape()->add_dim()->set_dim_value(dim);
+  const auto weight = [&](const char* name, std::initializer_list<std::int64_t> dims, std::initializer_list<float> values) {
+    auto& tensor = *graph.add_initializer();
+    tensor.set_name(name);
+    tensor.set_data_type(onnx::TensorProto::FLOAT);
+    for (const auto dim : dims) tensor.add_dims(dim);
+    for (const float value : values) tensor.add_float_data(value);
+  };
+  weight("each", {2}, {1, 2});
+  weight("by", {2, 1, 1}, {3, 4});
+  weight("row", {3}, {0.5F, 2, 1});
+  weight("half", {}, {0.5F});
+  auto& train = *graph.add_initializer();
+  train.set_name("train");
+  train.set_data_type(onnx::TensorProto::INT64);
+  train.add_int64_data(1);
+  std::string last = "x";
+  const auto node = [&](const char* op, std::initializer_list<const char*> others, bool first = false) -> onnx::NodeProto& {
+    auto& made = *graph.add_node();
+    made.set_op_type(op);
+    if (!first) made.add_input(last);
+    for (const char* name : others) made.add_input(name);
+    if (first) made.add_input(last);
+    last = "v" + std::to_string(graph.node_size());
+    made.add_output(last);
+    return made;
+  };
+  const auto integer = [](onnx::NodeProto& of, const char* name, std::int64_t value) {
+    auto& made = *of.add_attribute();
+    made.set_name(name);
+    made.set_i(value);
+  };
+  if (training) {
+    integer(node("BatchNormalization", {"each", "each", "each", "each"}), "training_mode", 1);
+    integer(node("Dropout", {"half", "train"}), "seed", 3);
+  }
+  node("InstanceNormalization", {"each", "each"});
+  node("LayerNormalization", {"row", "row"});
+  node("Mul", {"by"});
+  node("Sub", {"row"}, true);
+  node("Div", {"by"});
+  node("Mul", {"x"});
+  node("Div", {"row"}, true);
+  node("Sub", {"x"});
+  node("Sqrt", {});
+  node("Neg", {});
+  node("Reciprocal", {});
+  graph.add_output()->set_name(last);
+  return model.SerializeAsString();
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -61,7 +123,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 std::vector<std::string> coppice::fuzz::seeds() {
   std::vector<Network> nets{small_net(), net_of_volumes()};
   for (std::uint64_t seed = 0; seed < 4; ++seed) nets.push_back(random_net(seed, 3));
-  std::vector<std::string> out;
+  std::vector<std::string> out{norms(false), norms(true)};
+  for (const auto& each : out) require(parse_onnx(std::as_bytes(std::span(each)), "seed", {.first_axis_is_batch = &each == &out[0]}).has_value());
   for (const auto& net : nets) {
     const auto bytes = to_onnx(net).value();
     out.emplace_back(reinterpret_cast<const char*>(bytes.data()), bytes.size());

@@ -151,6 +151,23 @@ RC_GTEST_PROP(CpuOperators, Clip, ()) {
   holds([](Builder& b) { b.clip(b.toss() ? b.flatten(0) : 0); });
 }
 
+RC_GTEST_PROP(CpuOperators, Arithmetic, ()) {
+  holds([](Builder& b) {
+    Dims other = b.net.input;
+    for (auto& dim : other)
+      if (b.toss()) dim = 1;
+    if (b.toss()) other.erase(other.begin());
+    const bool repeated = b.toss();
+    const auto kind = static_cast<Arithmetic::Kind>(b.draw(0, 2));
+    const int second = repeated ? b.push(Constant{other, b.sample.floats(elements(other), 0.5F, 2)}, {})
+                       : kind == Arithmetic::Kind::divide
+                           ? b.push(Clip{0.5F, 2}, {b.relu(0)})
+                           : b.relu(b.conv(0, {}, b.net.input[0]));
+    const int made = b.toss() ? b.push(Arithmetic{kind}, {0, second}) : b.push(Arithmetic{Arithmetic::Kind::subtract}, {second, 0});
+    if (b.toss()) b.push(SquareRoot{}, {b.relu(made)});
+  });
+}
+
 RC_GTEST_PROP(CpuOperators, DepthwiseSeparableWithClips, ()) {
   holds([](Builder& b) {
     const auto wide = b.draw(1, 40);

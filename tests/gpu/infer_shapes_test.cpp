@@ -101,6 +101,18 @@ TEST(InferShapes, NamesTheLayerOfThreeAxesWhereTwoAreTaken) {
   EXPECT_TRUE(check_ordinary(moves.net, *infer_shapes(moves.net), "a test"));
 }
 
+TEST(InferShapes, NamesTheArithmeticWhereNoneIsTaken) {
+  for (const Operator& op : {Operator(Arithmetic{}), Operator(SquareRoot{})}) {
+    Builder b({2, 5}, 1);
+    b.push(op, std::holds_alternative<SquareRoot>(op) ? std::vector{0} : std::vector{0, 0});
+    b.net.nodes[0].name = "culprit";
+    const auto taken = check_ordinary(b.net, *infer_shapes(b.net), "a test");
+    ASSERT_FALSE(taken);
+    EXPECT_EQ(taken.error().code, ErrorCode::unsupported_operator);
+    EXPECT_EQ(taken.error().what, "node culprit (" + name(op) + "): arithmetic, which a test does not take");
+  }
+}
+
 TEST(InferShapes, FollowEmptyValues) {
   Builder b({2, 3, 4}, 1);
   const int none = b.push(Slice{1, 3, 3}, {0});
@@ -153,6 +165,8 @@ TEST(InferShapes, NamesTheNodeOfWrongArity) {
   refused({1, 5, 5}, Relu{}, {0, 1});
   refused({1, 5, 5}, Add{}, {0});
   refused({1, 5, 5}, Add{}, {0, 1, 1});
+  refused({1, 5, 5}, Arithmetic{}, {0});
+  refused({1, 5, 5}, SquareRoot{}, {0, 0});
 }
 
 TEST(InferShapes, NamesTheLayerThatDoesNotFit) {

@@ -4,6 +4,7 @@
 #include <onnx/onnx_pb.h>
 #include <rapidcheck/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <functional>
 #include <limits>
@@ -283,7 +284,124 @@ TEST(Onnx, RefusesNormsInTraining) {
   Model m({1, 2, 2});
   for (const char* name : {"a", "b", "c", "d"}) m.weight(name, {1}, {1});
   Model::integer(m.node("BatchNormalization", {"x", "a", "b", "c", "d"}), "training_mode", 1);
-  m.refused(ErrorCode::unsupported_operator, "the_y");
+  m.refused(ErrorCode::unsupported_operator, "across the items of a batch; export for inference");
+}
+
+BatchNorm factors(const Numbers& scale) {
+  const auto n = scale.size();
+  return {scale, Numbers(n, 0), Numbers(n, 0), Numbers(n, 1), 0};
+}
+
+TEST(Onnx, ScalesChannelsByWhatEveryDeviceRuns) {
+  struct Case {
+    const char* type;
+    Dims dims;
+    Numbers by, factor;
+  };
+  for (const auto& [type, dims, by, factor] : std::vector<Case>{{"Mul", {2, 1, 1}, {3, -0.5F}, {3, -0.5F}},
+                                                                {"Mul", {1, 2, 1, 1}, {3, -0.5F}, {3, -0.5F}},
+                                                                {"Mul", {}, {3}, {3, 3}},
+                                                                {"Div", {2, 1, 1}, {4, -0.5F}, {0.25F, -2}}}) {
+    Model m({2, 4, 4});
+    m.weight("w", {2, 2, 1, 1}, ramp(4));
+    m.weight("by", dims, by);
+    m.node("Conv", {"x", "w"}, "c");
+    m.node(type, {"c", "by"});
+    m.equals([&](Builder& b) { b.push(factors(factor), {b.push(Convolution{{}, 2, 1, ramp(4), {}}, {0})}); });
+    EXPECT_EQ(simplified(m.parse().value()).nodes.size(), 1U) << type;
+  }
+  Model opposite({2, 4, 4});
+  opposite.node("Neg", {"x"});
+  opposite.equals([](Builder& b) { b.push(factors({-1, -1}), {0}); });
+}
+
+TEST(Onnx, TakesADifferenceForABias) {
+  Model m({4});
+  m.weight("w", {4, 3}, ramp(12));
+  m.weight("b", {3}, {1, 2, 3});
+  m.node("MatMul", {"x", "w"}, "product");
+  m.node("Sub", {"product", "b"});
+  Model sum({4});
+  sum.weight("w", {4, 3}, ramp(12));
+  sum.weight("b", {3}, {-1, -2, -3});
+  sum.node("MatMul", {"x", "w"}, "product");
+  sum.node("Add", {"product", "b"});
+  const auto net = m.parse().value();
+  EXPECT_EQ(net.nodes.size(), 1U);
+  const auto input = random_input(net, 2, 7);
+  EXPECT_EQ(reference::forward(net, input), reference::forward(sum.parse().value(), input));
+}
+
+TEST(Onnx, CombinesValuesAndConstantsInEitherOrder) {
+  using Kind = Arithmetic::Kind;
+  for (const auto& [type, kind] : {std::pair{"Sub", Kind::subtract}, {"Mul", Kind::multiply}, {"Div", Kind::divide}}) {
+    const Numbers by{2, 3, 0.5F, -1, 4, 5};
+    Model first({2, 3}), second({2, 3}), both({2, 3});
+    first.weight("k", {1, 2, 3}, by);
+    first.node(type, {"k", "x"});
+    first.equals([&](Builder& b) { b.push(Arithmetic{kind}, {b.push(Constant{{2, 3}, by}, {}), 0}); });
+    second.weight("k", {2, 3}, by);
+    second.node(type, {"x", "k"});
+    second.equals([&](Builder& b) { b.push(Arithmetic{kind}, {0, b.push(Constant{{2, 3}, by}, {})}); });
+    both.node("Relu", {"x"}, "r");
+    both.node(type, {"r", "x"});
+    both.equals([&](Builder& b) { b.push(Arithmetic{kind}, {b.relu(0), 0}); });
+    Model against({2, 3});
+    Model::integer(against.node("Flatten", {"x"}, "f"), "axis", 1);
+    against.node(type, {"x", "f"});
+    against.refused(ErrorCode::unsupported_operator, "sets the batch against another axis");
+  }
+}
+
+// By zero it is as the processor says, and no norm whose factors are infinite.
+TEST(Onnx, DividesByZero) {
+  Model m({2});
+  m.weight("k", {2}, {0, 2});
+  m.node("Div", {"x", "k"});
+  const auto made = reference::forward(m.parse().value(), Numbers{3, 3});
+  EXPECT_EQ(made, (Numbers{std::numeric_limits<float>::infinity(), 1.5F}));
+}
+
+TEST(Onnx, NormalisesEachItemByItsOwnStatistics) {
+  // Two channels of four numbers: mean 2.5 and variance 1.25, and ten times that.
+  const Numbers item{1, 2, 3, 4, 10, 20, 30, 40};
+  const auto normed = [](float value, float mean, float variance) { return (value - mean) / std::sqrt(variance); };
+  Model instance({2, 2, 2});
+  instance.weight("scale", {2}, {1, 2});
+  instance.weight("shift", {2}, {0, 5});
+  Model::attribute(instance.node("InstanceNormalization", {"x", "scale", "shift"}), "epsilon").set_f(0);
+  Numbers wanted;
+  for (std::size_t i = 0; i < 4; ++i) wanted.push_back(normed(item[i], 2.5F, 1.25F));
+  for (std::size_t i = 4; i < 8; ++i) wanted.push_back(2 * normed(item[i], 25, 125) + 5);
+  EXPECT_LT(reference::error(reference::forward(instance.parse().value(), item), wanted), 1e-6);
+
+  Model layer({2, 4}, 17);
+  layer.weight("scale", {4}, {1, 1, 1, 2});
+  auto& node = layer.node("LayerNormalization", {"x", "scale"});
+  Model::attribute(node, "epsilon").set_f(0);
+  for (std::size_t i = 4; i < 8; ++i) wanted[i] = (wanted[i] - 5) / 2;
+  for (const std::size_t i : {3U, 7U}) wanted[i] *= 2;
+  EXPECT_LT(reference::error(reference::forward(layer.parse().value(), item), wanted), 1e-6);
+  Model::integer(node, "axis", 0);
+  layer.refused(ErrorCode::unsupported_operator, "across the items of a batch");
+
+  Model few({2, 2, 2});
+  few.weight("scale", {3}, {1, 2, 3});
+  few.weight("shift", {2}, {0, 5});
+  few.node("InstanceNormalization", {"x", "scale", "shift"});
+  few.refused(ErrorCode::shape_mismatch, "not one for each of 2 channels");
+}
+
+TEST(Onnx, WritesArithmetic) {
+  for (std::uint64_t seed = 0; seed < 200; ++seed) {
+    const Network net = random_net(seed, 6, Palette::all);
+    const auto bytes = to_onnx(net);
+    if (!bytes) continue;  // a constant by itself
+    const auto again = parse_onnx(*bytes, "again");
+    ASSERT_TRUE(again) << seed << ": " << again.error().what;
+    const auto input = random_input(net, 2, seed + 1);
+    EXPECT_LT(reference::error(reference::forward(*again, input), reference::forward(net, input)), 1e-5) << seed;
+  }
 }
 
 TEST(Onnx, ReadsReshapeAsFlatten) {

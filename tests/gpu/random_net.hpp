@@ -148,7 +148,7 @@ class NetSampler {
     const Dims dims = shape(in);
     const auto axis = static_cast<int>(number(0, static_cast<std::int64_t>(dims.size()) - 1));
     const auto length = dims[static_cast<std::size_t>(axis)];
-    switch (number(0, 8)) {
+    switch (number(0, 9)) {
       case 0: {
         std::vector<int> order(dims.size());
         std::iota(order.begin(), order.end(), 0);
@@ -170,13 +170,15 @@ class NetSampler {
         return push(Slice{axis, length / 3, length - length / 4}, {in});
       case 3:
         return push(Concat{axis}, {in, in});
-      case 4: {  // a constant that is repeated along some axes
-        Dims of(dims.begin() + number(0, static_cast<std::int64_t>(dims.size()) - 1), dims.end());
-        for (auto& dim : of)
-          if (number(0, 1) == 0) dim = 1;
-        push(Constant{of, floats(elements(of))}, {});
-        const int constant = static_cast<int>(shapes_.size()) - 1;
-        return number(0, 1) == 0 ? push(Add{}, {constant, in}) : push(Add{}, {in, constant});
+      case 4: {
+        const int other = constant(dims, -1, 1);
+        return number(0, 1) == 0 ? push(Add{}, {other, in}) : push(Add{}, {in, other});
+      }
+      case 8: {  // a root of what is not negative
+        const auto kind = static_cast<Arithmetic::Kind>(number(0, 2));
+        push(Arithmetic{kind}, {in, number(0, 1) == 0 && kind != Arithmetic::Kind::divide ? in : constant(dims, 0.5F, 2)});
+        push(Clip{0, 4}, {static_cast<int>(shapes_.size()) - 1});
+        return push(SquareRoot{}, {static_cast<int>(shapes_.size()) - 1});
       }
       case 5:
         return push(norm(dims[0]), {in});
@@ -187,6 +189,14 @@ class NetSampler {
       default:
         return push(Relu{}, {in});
     }
+  }
+  // One that is repeated along some axes of `dims`.
+  int constant(const Dims& dims, float low, float high) {
+    Dims of(dims.begin() + number(0, static_cast<std::int64_t>(dims.size()) - 1), dims.end());
+    for (auto& dim : of)
+      if (number(0, 1) == 0) dim = 1;
+    push(Constant{of, floats(elements(of), low, high)}, {});
+    return static_cast<int>(shapes_.size()) - 1;
   }
   void head() {
     push(Flatten{}, {static_cast<int>(shapes_.size()) - 1});

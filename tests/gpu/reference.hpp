@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <span>
 #include <vector>
@@ -152,10 +153,21 @@ struct Forward {  // of one item
       return source;
     });
   }
-  Values operator()(const Add&) const {
+  template <class Made>
+  Values of_pairs(Made made) const {
     Values out = repeated(0);
     const Values other = repeated(1);
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] += other[i];
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = made(out[i], other[i]);
+    return out;
+  }
+  Values operator()(const Add&) const { return of_pairs(std::plus()); }
+  Values operator()(const Arithmetic& a) const {
+    if (a.kind == Arithmetic::Kind::subtract) return of_pairs(std::minus());
+    return a.kind == Arithmetic::Kind::multiply ? of_pairs(std::multiplies()) : of_pairs(std::divides());
+  }
+  Values operator()(const SquareRoot&) const {
+    Values out = *in[0];
+    for (double& value : out) value = std::sqrt(value);
     return out;
   }
   Values operator()(const Concat& concat) const {
