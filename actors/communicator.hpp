@@ -10,7 +10,8 @@
 // When a relay ends or a link falls behind, whoever sees it reports it to rank 0. That pauses the run everywhere, learns
 // how far each rank is, and offers new trees for what is left. A rank that does not answer is gone, and its data with it:
 // the call fails at all others with the same error. Notes of that kind take every link there is, so that one that is cut
-// holds up none of them.
+// holds up none of them. A rank that nobody has heard has not come yet, and is waited for: so each says at its first call
+// that it is there.
 //
 // Where survivors are to complete calls (OnLoss), the lowest rank that is left plans, and who is left is agreed on first:
 // actors/group_view.hpp. Every call keeps its contributions then until all ranks have its result.

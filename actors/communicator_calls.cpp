@@ -183,6 +183,7 @@ void on_call(Self* self, State& state, StartCall start) {
   work_in_a_copy(state, call);
   call.begun = call.moved = self->clock().now();
   tick_on(self, state);
+  if (id == 0) tell(state, -1, RankPong{}, false);  // it is there: who was never heard is waited for if it dies
   if (state.broken) return refuse(self, state, id, {"the communicator failed before: " + state.broken->what + "; join again", state.broken->gone});
   if (state.promised) {
     call.paused_attempt = std::int64_t{first_attempt(state.promised->view)} - 1;

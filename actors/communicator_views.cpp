@@ -121,6 +121,7 @@ void lose(Self* self, State& state, int rank) {
 
 void on_rank_lost(Self* self, State& state, int rank) {
   if (state.options.on_loss == OnLoss::fail || rank == state.options.rank || !is_among(state.members, rank) || state.lost.contains(rank)) return;
+  state.liveness.came(rank);  // whoever says so has heard it, if this rank has not
   state.suspects.try_emplace(rank, self->clock().now());
   tick_on(self, state);
 }

@@ -311,6 +311,26 @@ TEST(Survivors, HaveTheSameResultWhoeverDiesAndWhenever) {
   EXPECT_LT(ms(longest), 5'000);
 }
 
+// One that dies at the first call, before it could do anything, and perhaps before whoever plans has heard of it: first
+// frames take as long as handshakes do.
+TEST(Survivors, GoOnWithoutOneThatHasHardlyCome) {
+  for (const auto seed : seeds(60)) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    auto options = surviving(seed);
+    options.topology = "complete-4";
+    Group group(options);
+    group.call_all(Operation::allreduce, 2'000'000);
+    if (seed % 2 == 0) group.at(group.random().between(0us, 1500us), [&] { group.cut(0, 2); });
+    group.at(group.random().between(2ms, 30ms), [&] { group.kill(2); });
+    ASSERT_TRUE(group.finish(40s));
+    expect_agreement(group, 0, {2});
+    if (HasFatalFailure()) return;
+    const auto outcome = group.outcomes(0).front();
+    ASSERT_TRUE(*outcome.result) << outcome.result->error().what;
+    EXPECT_EQ((*outcome.result)->ranks, (std::vector{0, 1, 3}));
+  }
+}
+
 TEST(Survivors, GoOnWhenOneAfterAnotherDies) {
   for (const auto seed : seeds(200)) {
     SCOPED_TRACE("seed " + std::to_string(seed));
