@@ -55,12 +55,16 @@ void note_hop(const CollectiveRelayOptions& options, const Delivery& delivery, c
                      delivery.from.to_address, std::chrono::duration_cast<std::chrono::microseconds>(now)});
 }
 
-// One that was under way when this relay went on to another run is of the past.
+// What was under way when this relay went on to another run is of the past.
+template <class Message>
+bool is_of_this_run(const State& state, const Message& message) {
+  return state.work && state.work->options.run == message.run && state.work->options.tree == message.tree;
+}
+
 template <class Frame>
 bool is_of_this_call(caf::event_based_actor* self, const State& state, const std::string& from, const Frame& frame) {
-  const auto& options = state.work->options;
-  if (frame.run != options.run || frame.tree != options.tree) return false;
-  if (frame.kind == options.kind) return true;
+  if (!is_of_this_run(state, frame)) return false;
+  if (frame.kind == state.work->options.kind) return true;
   self->send(state.communicator, CallDiffers{frame.run, from});
   return false;
 }
@@ -86,7 +90,7 @@ caf::behavior behave(caf::event_based_actor* self, const std::shared_ptr<State>&
         for (auto& out : state->work->relay.reminders()) send(self, *state, out);
       },
       [=](const BeginRelay& begin) {
-        if (state->work && state->work->options.run == begin.run && state->work->options.tree == begin.tree) carry_out(self, *state, state->work->relay.begin());
+        if (is_of_this_run(*state, begin)) carry_out(self, *state, state->work->relay.begin());
       },
       [=](Delivery& delivery) { on_delivery(self, *state, delivery); },
       [=](const TakeOn& next) { state->work.emplace(Work{std::move(next.work->first), std::move(next.work->second)}); },

@@ -1,6 +1,5 @@
 #include "runtime/communicator.hpp"
 
-#include <atomic>
 #include <caf/all.hpp>
 #include <condition_variable>
 #include <cstring>
@@ -28,7 +27,6 @@ struct Completion::Shared {
   std::condition_variable changed;
   std::optional<Expected<CallReport>> result;  // set once
   std::vector<std::function<void(const Expected<CallReport>&)>> actions;
-  std::atomic<bool> over{false};
   // Of calls that are over so soon that whoever waits serves the sockets itself, instead of being woken by who does.
   std::weak_ptr<Transport> to_serve;
   std::optional<std::thread::id> server;  // while somebody does
@@ -39,7 +37,6 @@ struct Completion::Shared {
     {
       const std::lock_guard lock(mutex);
       result = std::move(outcome);
-      over = true;
       now.swap(actions);
       elsewhere = server && *server != std::this_thread::get_id();
     }
@@ -47,6 +44,11 @@ struct Completion::Shared {
     if (elsewhere)
       if (const auto transport = to_serve.lock()) transport->interrupt();
     for (const auto& action : now) action(*result);
+  }
+
+  bool ready() {
+    const std::lock_guard lock(mutex);
+    return result.has_value();
   }
 
   void serve() {
@@ -64,7 +66,7 @@ struct Completion::Shared {
         shared.server.reset();
       }
     } const served{*this};
-    transport->serve_until([this] { return over.load(); });
+    transport->serve_until([this] { return ready(); });
   }
 };
 
@@ -89,10 +91,7 @@ class Promise {
 
 }  // namespace
 
-bool Completion::ready() const {
-  const std::lock_guard lock(shared_->mutex);
-  return shared_->result.has_value();
-}
+bool Completion::ready() const { return shared_->ready(); }
 
 Expected<CallReport> Completion::wait() const {
   shared_->serve();
@@ -378,12 +377,12 @@ Completion Communicator::call(Operation operation, collectives::Element element,
     promise->keep(tl::unexpected(Error{code, one_line(fault.what), std::move(fault.gone)}));
   };
   constexpr std::size_t kSmall = std::size_t{64} << 10;
-  if (whole <= kSmall) shared->to_serve = parts_->transport;
   if (whole > kSmall) {
     parts_->transport->end_rest();
     caf::anon_send(parts_->communicator, std::move(start));
     return completion;
   }
+  shared->to_serve = parts_->transport;
   actors::OnThisThread here(*parts_->system);
   actors::tell(parts_->communicator, here.unit(), caf::make_message(std::move(start)));
   here.run();

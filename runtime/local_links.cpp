@@ -242,7 +242,10 @@ bool LocalInbox::receive(std::span<const pollfd> ready, std::vector<LocalFrame>&
     if (!connection || !is_watched(*connection) || !ready[at++].revents) continue;
     if (connection->name.empty()) {
       changed = true;
-      if (!admit(*connection)) connection.reset();
+      if (!admit(*connection)) {
+        ++refused_;
+        connection.reset();
+      }
     } else if (const auto outcome = read(*connection, into); outcome != Outcome::more) {
       changed = true;
       if (outcome == Outcome::broken) ++refused_;
@@ -288,17 +291,11 @@ bool LocalInbox::accept_some() {
 // It came in one piece, or it is none of ours.
 bool LocalInbox::admit(Connection& connection) {
   std::array<std::byte, kHelloBytes> hello{};
-  if (::recv(connection.socket.get(), hello.data(), hello.size(), MSG_DONTWAIT) != static_cast<ssize_t>(hello.size())) {
-    ++refused_;
-    return false;
-  }
+  if (::recv(connection.socket.get(), hello.data(), hello.size(), MSG_DONTWAIT) != static_cast<ssize_t>(hello.size())) return false;
   const auto of = std::ranges::find_if(tokens_, [&](const auto& each) {
     return std::memcmp(each.second.data(), hello.data(), each.second.size()) == 0;
   });
-  if (of == tokens_.end()) {
-    ++refused_;
-    return false;
-  }
+  if (of == tokens_.end()) return false;
   std::memcpy(&connection.number, hello.data() + of->second.size(), sizeof connection.number);
   std::size_t before = 0;
   for (auto& each : connections_) {
@@ -306,10 +303,7 @@ bool LocalInbox::admit(Connection& connection) {
     if (each->open) ++before;
     else each.reset();  // nobody has spoken for it, and nobody will
   }
-  if (before >= kConnectionsMax) {
-    ++refused_;
-    return false;
-  }
+  if (before >= kConnectionsMax) return false;
   connection.name = of->first;
   const auto last = switched_.find(connection.name);
   connection.open = last != switched_.end() && connection.number <= last->second;
@@ -318,45 +312,37 @@ bool LocalInbox::admit(Connection& connection) {
 }
 
 LocalInbox::Outcome LocalInbox::read(Connection& c, std::vector<LocalFrame>& into) {
-  const auto room = c.large ? std::span(c.large.get() + c.large_have, c.large_size - c.large_have)
-                            : std::span(c.staged).subspan(c.have);
+  const auto room = c.large.bytes ? c.large.bytes.writable().subspan(c.large_have) : std::span(c.staged).subspan(c.have);
   const auto got = ::recv(c.socket.get(), room.data(), room.size(), MSG_DONTWAIT);
   if (got == 0) return Outcome::over;
   if (got < 0) return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? Outcome::more : Outcome::over;
-  if (!c.large) {
+  if (!c.large.bytes) {
     c.have += static_cast<std::size_t>(got);
     return take_staged(c, into);
   }
   c.large_have += static_cast<std::size_t>(got);
-  if (c.large_have == c.large_size) {
-    std::byte* const data = c.large.get();
-    const Sizes sizes{static_cast<std::uint32_t>(c.large_head), 0};
-    into.push_back({c.name, {std::exchange(c.large, nullptr), data, c.large_size}, c.large_head, sizes.bulk_at()});
-  }
+  if (c.large_have == c.large.bytes.size) into.push_back(std::exchange(c.large, {}));
   return Outcome::more;
 }
 
 LocalInbox::Outcome LocalInbox::take_staged(Connection& c, std::vector<LocalFrame>& into) {
   std::size_t at = 0;
-  while (c.have - at >= sizeof(Sizes)) {
+  while (!c.large.bytes && c.have - at >= sizeof(Sizes)) {
     Sizes sizes;
     std::memcpy(&sizes, c.staged.data() + at, sizeof sizes);
     if (sizes.head > kHeadBytesMax || sizes.bulk > kBulkBytesMax) return Outcome::broken;
     at += sizeof sizes;
     const std::size_t here = std::min(c.have - at, sizes.total());
-    std::shared_ptr<std::byte[]> bytes(new std::byte[sizes.total()]);
+    const std::shared_ptr<std::byte[]> bytes(new std::byte[sizes.total()]);
     std::memcpy(bytes.get(), c.staged.data() + at, here);
     at += here;
+    LocalFrame frame{c.name, {bytes, bytes.get(), sizes.total()}, sizes.head, sizes.bulk_at()};
     if (here == sizes.total()) {
-      std::byte* const data = bytes.get();
-      into.push_back({c.name, {std::move(bytes), data, here}, sizes.head, sizes.bulk_at()});
-      continue;
+      into.push_back(std::move(frame));
+    } else {
+      c.large = std::move(frame);
+      c.large_have = here;
     }
-    c.large = std::move(bytes);
-    c.large_size = sizes.total();
-    c.large_have = here;
-    c.large_head = sizes.head;
-    break;
   }
   std::memmove(c.staged.data(), c.staged.data() + at, c.have - at);
   c.have -= at;

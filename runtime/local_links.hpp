@@ -124,8 +124,8 @@ class LocalInbox {
     bool open = false;  // its switch has come
     std::vector<std::byte> staged = {};
     std::size_t have = 0;  // in staged
-    std::shared_ptr<std::byte[]> large = {};  // a frame that has come in part
-    std::size_t large_size = 0, large_have = 0, large_head = 0;
+    LocalFrame large = {};  // one of which large_have bytes have come; without bytes: none
+    std::size_t large_have = 0;
   };
   enum class Outcome : std::uint8_t { more, over, broken };
 

@@ -273,6 +273,8 @@ struct Transport::Io {
 
   // ---- sending: whoever calls, with the mutex ----
 
+  static bool names_a_link(const actors::Peer& to) { return !to.from_address.empty() || !to.to_address.empty(); }
+
   // A topology that was measured names the ends of every link. Two processes at one address have no link between them: they
   // are on one machine.
   actors::Peer without_address(const actors::Peer& to) const {
@@ -315,7 +317,7 @@ struct Transport::Io {
 
   // False: it is no process of this machine, as far as is known. Links that have addresses are kept to.
   bool send_locally(const actors::Peer& to, Frame& frame) {
-    if (!to.route.empty() || !to.from_address.empty() || !to.to_address.empty()) return false;
+    if (!to.route.empty() || names_a_link(to)) return false;
     const auto found = local_ways.find(to.name);
     if (found == local_ways.end() || !found->second.offer) return false;
     auto& way = found->second;
@@ -577,7 +579,7 @@ void Transport::hang_up(const actors::Peer& whom) {
   const auto peer = io_->without_address(whom);
   io_->dialled.erase(peer);
   const auto way = io_->local_ways.find(peer.name);
-  if (way != io_->local_ways.end() && peer.from_address.empty() && peer.to_address.empty()) way->second.outbox.reset();
+  if (way != io_->local_ways.end() && !Io::names_a_link(peer)) way->second.outbox.reset();
   io_->sockets_changed();
 }
 

@@ -53,8 +53,8 @@ class Transport final : public actors::FramePort {
   void send(const actors::Peer& to, actors::DataMessage message) override;
   void send_to_all(const std::vector<actors::Peer>& to, const actors::DataMessage& message) override;
   // Does the I/O thread's work on the caller's thread until `done`, which is asked whenever something was delivered, and
-  // after interrupt(): two changes of thread less for each answer that is waited for. False: somebody else does so already, or the transport
-  // is closed. Not from `on_delivery`.
+  // after interrupt(): two changes of thread less for each answer that is waited for. False: somebody else does so
+  // already, or the transport is closed. Not from `on_delivery`.
   bool serve_until(const std::function<bool()>& done);
   void interrupt();
   // For a while after a caller has served, the I/O thread lets the sockets be, since most callers wait again. Not any more.

@@ -108,7 +108,7 @@ def measure(lab: netlab.Lab, algorithm: Algorithm, bytes: int, repeats: int = 3,
     load = round(os.getloadavg()[0], 2)
     start = _start_openmpi if algorithm.peer == "openmpi" else _start_gloo
     lines, error = _Run(lab, timeout_s).finish(lambda run: start(run, algorithm, bytes, repeats, order))
-    seconds = tuple(float(line.split()[1]) for line in lines if line.startswith("seconds "))
+    seconds = tuple(_seconds(lines))
     if not error and len(seconds) != repeats:
         error = f"printed {len(seconds)} times, not {repeats}"
     return Measurement(lab.name, algorithm.op, bytes, algorithm.peer, algorithm.name, algorithm.segment, tuple(order),
@@ -120,14 +120,13 @@ def openmpi_here(op: str, ranks: int, bytes: int, repeats: int, transport: str, 
     settings = {"pml": "ob1", "btl": f"{transport},self", "mpi_yield_when_idle": "1"}
     if transport == "tcp":
         settings["btl_tcp_if_include"] = "lo"
-    words = [word for key, value in settings.items() for word in ("--mca", key, value)]
     try:
-        done = subprocess.run(["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", str(ranks), "--bind-to", "none", *words,
+        done = subprocess.run(["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", str(ranks), "--bind-to", "none", *_mca(settings),
                                str(_compiled()), op, str(repeats), str(bytes)], capture_output=True, text=True,
                               stdin=subprocess.DEVNULL, timeout=timeout_s)
     except subprocess.TimeoutExpired:
         raise LabError(f"Open MPI over {transport}: not done within {timeout_s:g} s") from None
-    seconds = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("seconds ")]
+    seconds = _seconds(done.stdout.splitlines())
     if done.returncode or len(seconds) != repeats:
         raise LabError(f"Open MPI over {transport}: exit status {done.returncode}: {' '.join(done.stderr.split())[-400:]}")
     return seconds
@@ -301,9 +300,8 @@ def _start_openmpi(run: _Run, algorithm: Algorithm, bytes: int, repeats: int, or
         name = {"broadcast": "bcast"}.get(algorithm.op, algorithm.op)
         settings |= {"coll_tuned_use_dynamic_rules": "1", f"coll_tuned_{name}_algorithm": str(algorithm.number),
                      f"coll_tuned_{name}_algorithm_segmentsize": str(algorithm.segment)}
-    words = [word for key, value in settings.items() for word in ("--mca", key, value)]
     run.start(order[0], ["mpirun", "--allow-run-as-root", "--host", ",".join(order), "-np", str(len(order)),
-                         "--bind-to", "none", *words, str(_compiled()), algorithm.op, str(repeats), str(bytes)],
+                         "--bind-to", "none", *_mca(settings), str(_compiled()), algorithm.op, str(repeats), str(bytes)],
               {"COPPICE_LAB_PREFIX": run.lab.prefix})
 
 
@@ -325,7 +323,7 @@ def star_over_zeromq(lab: netlab.Lab, bytes: int, calls: int, keys: bool = True,
     lines, error = _Run(lab, timeout_s).finish(start)
     if error:
         raise LabError(f"ZeroMQ alone in {lab.name}: {error}")
-    return [float(line.split()[1]) for line in lines if line.startswith("seconds ")]
+    return _seconds(lines)
 
 
 def train_with_gloo(lab: netlab.Lab, widths: str, epochs: int, batch: int, images: int, data: str,
@@ -343,6 +341,15 @@ def train_with_gloo(lab: netlab.Lab, widths: str, epochs: int, batch: int, image
     if error:
         raise LabError(f"PyTorch over Gloo in {lab.name}: {error}")
     return {words[0]: float(words[1]) for words in map(str.split, lines) if words[0] in ("seconds", "accuracy")}
+
+
+def _mca(settings: dict[str, str]) -> list[str]:
+    return [word for key, value in settings.items() for word in ("--mca", key, value)]
+
+
+def _seconds(lines: Iterable[str]) -> list[float]:
+    """Of each repetition, as every peer's program prints them."""
+    return [float(line.split()[1]) for line in lines if line.startswith("seconds ")]
 
 
 def _gloo_port() -> int:

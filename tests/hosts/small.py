@@ -74,7 +74,7 @@ def round_here(options: argparse.Namespace, cluster: pathlib.Path) -> dict[str, 
 def write_cluster(ranks: int, directory: pathlib.Path) -> pathlib.Path:
     """Of processes of this machine, at ports below those of outgoing connections."""
     file = directory / "cluster.toml"
-    lines = ['name = "small"', 'keys = "keys/"', "", "[code]", 'scheme = "none"', f"workers = {ranks - 1}", f"needed = {ranks - 1}"]
+    lines = ['name = "small"', 'keys = "keys/"']
     for rank in range(ranks):
         lines += ["", "[[host]]", f'name = "h{rank}"', 'address = "127.0.0.1"', f"port = {21_000 + os.getpid() % 5_000 + 2 * rank}"]
         lines += ['roles = ["gateway"]'] if rank == 0 else []
