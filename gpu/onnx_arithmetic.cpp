@@ -14,6 +14,8 @@ namespace {
 
 using Kind = Arithmetic::Kind;
 
+constexpr std::int64_t kAtOnce = 256;  // numbers that a mean adds up in one go
+
 bool all_finite(const std::vector<float>& values) {
   return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
 }
@@ -23,6 +25,13 @@ std::vector<float> each(std::vector<float> values, float (*made)(float)) {
   return values;
 }
 
+// The largest that is at most the root.
+std::int64_t divisor_near_root(std::int64_t number) {
+  auto divisor = static_cast<std::int64_t>(std::sqrt(static_cast<double>(number)));
+  while (number % divisor != 0) --divisor;
+  return divisor;
+}
+
 float opposite(float value) { return -value; }
 float inverse(float value) { return 1 / value; }
 
@@ -30,18 +39,36 @@ float inverse(float value) { return 1 / value; }
 
 // ---- two inputs ----
 
+// The layer that makes a value, where it takes up one number for each of its outputs, or one for all.
+std::optional<OnnxReader::Layer> OnnxReader::layer_of(int in, const Dims& dims, const std::vector<float>& values) {
+  if (in < 1 || dims.size() > shape(in).size()) return std::nullopt;
+  auto& op = net_.nodes[static_cast<std::size_t>(in) - 1].op;
+  auto* conv = std::get_if<Convolution>(&op);
+  auto* dense = std::get_if<Dense>(&op);
+  const auto outputs = shape(in)[0];
+  const bool by_channel = dims.size() == shape(in).size() && std::ssize(values) == outputs && dims[0] == outputs;
+  if ((!conv && !dense) || (!by_channel && values.size() != 1)) return std::nullopt;
+  return Layer{conv ? &conv->weight : &dense->weight, conv ? &conv->bias : &dense->bias,
+               by_channel ? values : std::vector<float>(static_cast<std::size_t>(outputs), values[0])};
+}
+
 bool OnnxReader::taken_as_bias(int in, const Dims& dims, const std::vector<float>& values) {
-  if (in < 1) return false;
-  const auto rank = shape(in).size();
-  auto& before = net_.nodes[static_cast<std::size_t>(in) - 1].op;
-  auto* conv = std::get_if<Convolution>(&before);
-  auto* dense = std::get_if<Dense>(&before);
-  if ((!conv && !dense) || dims.size() > rank) return false;
-  auto& bias = conv ? conv->bias : dense->bias;
-  const auto outputs = static_cast<std::size_t>(shape(in)[0]);
-  const bool by_channel = dims.size() == rank && values.size() == outputs && dims[0] == shape(in)[0];
-  if (!bias.empty() || (!by_channel && values.size() != 1)) return false;
-  bias = by_channel ? values : std::vector<float>(outputs, values[0]);
+  auto layer = layer_of(in, dims, values);
+  if (!layer || !layer->bias->empty()) return false;
+  *layer->bias = std::move(layer->each);
+  return true;
+}
+
+bool OnnxReader::taken_as_factor(int in, const Dims& dims, const std::vector<float>& values) {
+  const auto layer = layer_of(in, dims, values);
+  if (!layer) return false;
+  auto weight = *layer->weight, bias = *layer->bias;
+  const auto per_output = weight.size() / layer->each.size();
+  for (std::size_t i = 0; i < weight.size(); ++i) weight[i] *= layer->each[i / per_output];
+  for (std::size_t i = 0; i < bias.size(); ++i) bias[i] *= layer->each[i];
+  if (!all_finite(weight) || !all_finite(bias)) return false;
+  *layer->weight = std::move(weight);
+  *layer->bias = std::move(bias);
   return true;
 }
 
@@ -63,8 +90,9 @@ int OnnxReader::plus(int in, const Weight& addend, bool may_move) {
 // The first axis of the second input goes where `axis` says, before opset 7.
 OnnxReader::Done OnnxReader::align(const onnx::NodeProto& n, int in, Weight& second) const {
   const auto rank = static_cast<std::int64_t>(whole(in).size()), axis = integer(n, "axis", 0);
-  const auto after = rank - (axis < 0 ? axis + rank : axis) - static_cast<std::int64_t>(second.dims.size());
-  if (after < 0 || after > rank) return fault(ErrorCode::shape_mismatch, at_ + ": axis does not fit");
+  const bool there = axis >= -rank && axis <= rank;
+  const auto after = there ? rank - (axis < 0 ? axis + rank : axis) - static_cast<std::int64_t>(second.dims.size()) : -1;
+  if (after < 0) return fault(ErrorCode::shape_mismatch, at_ + ": axis does not fit");
   second.dims.resize(second.dims.size() + static_cast<std::size_t>(after), 1);
   return {};
 }
@@ -83,6 +111,7 @@ OnnxReader::Done OnnxReader::pairwise(const onnx::NodeProto& n) {
   if (!a && !b) return unsupported(at_ + ": its inputs are two constants");
   Weight constant = *weight(n, a ? 1 : 0);
   if (constant.values.empty()) return unsupported(at_ + ": works with what is not float32");
+  if (aligned && !a && whole(*b).size() != constant.dims.size()) return unsupported(at_ + ": axis of what is no constant");
   if (aligned && a)
     if (auto ok = align(n, *a, constant); !ok) return ok;
   return a ? pairwise(n, *a, std::move(constant)) : pairwise(n, std::move(constant), *b);
@@ -102,52 +131,50 @@ OnnxReader::Done OnnxReader::pairwise(const onnx::NodeProto& n, int a, int b) {
 
 OnnxReader::Done OnnxReader::pairwise(const onnx::NodeProto& n, int in, Weight constant) {
   const std::string& type = n.op_type();
-  if (type == "Mul") return give(n, times(in, constant));
+  const bool may_move = read_once(n, 0);
+  if (type == "Mul") return give(n, times(in, constant, may_move));
   if (type == "Div") {
     const Weight inverted{constant.dims, each(constant.values, inverse), {}};
-    return give(n, all_finite(inverted.values) ? times(in, inverted) : with_constant(Kind::divide, in, constant));
+    return give(n, all_finite(inverted.values) ? times(in, inverted, may_move) : with_constant(Kind::divide, in, constant));
   }
   if (type == "Sub") constant.values = each(std::move(constant.values), opposite);
-  return give(n, plus(in, constant, read_once(n, 0)));
+  return give(n, plus(in, constant, may_move));
 }
 
 OnnxReader::Done OnnxReader::pairwise(const onnx::NodeProto& n, Weight constant, int in) {
   const std::string& type = n.op_type();
-  if (type == "Mul") return give(n, times(in, constant));
+  const bool may_move = read_once(n, 1);
+  if (type == "Mul") return give(n, times(in, constant, may_move));
   if (type == "Div") return give(n, with_constant(Kind::divide, in, constant, true));
-  if (type == "Sub") return give(n, plus(times(in, {{}, {-1}, {}}), constant, false));
-  return give(n, plus(in, constant, read_once(n, 1)));
+  if (type == "Sub") return give(n, plus(times(in, {{}, {-1}, {}}, may_move), constant, may_move));
+  return give(n, plus(in, constant, may_move));
 }
 
 // ---- one input ----
 
 OnnxReader::Done OnnxReader::opposite_of(const onnx::NodeProto& n, int in) {
-  return give(n, times(in, {{}, {-1}, {}}));
+  return give(n, times(in, {{}, {-1}, {}}, read_once(n, 0)));
 }
 
 OnnxReader::Done OnnxReader::inverse_of(const onnx::NodeProto& n, int in) {
   return give(n, with_constant(Kind::divide, in, {{}, {1}, {}}, true));
 }
 
-// Shared by all that scales. A factor for each channel, or one for all, is a norm, which every device runs, and which a
-// layer before it takes up.
-int OnnxReader::times(int in, const Weight& factors) {
+// Into the layer that makes the value, where there is one; of an image each channel's pixels by a 1x1 convolution, which
+// every device runs and learns. A norm would say the same, but not while it learns: it has the batch's statistics then.
+int OnnxReader::times(int in, const Weight& factors, bool may_move) {
   if (fault_) return -1;
   const Dims& from = shape(in);
   const auto dims = item_dims(factors, from.size());
   if (!dims) return refuse(dims.error());
-  const bool by_channel = dims->size() == from.size() && std::ssize(factors.values) == from[0] && (*dims)[0] == from[0];
-  constexpr std::int64_t kRepeatedMax = 65'536;  // times that one number is written down
-  const bool one = factors.values.size() == 1 && dims->size() <= from.size() && from[0] <= kRepeatedMax;
-  if ((!by_channel && !one) || elements(from) == 0) return with_constant(Kind::multiply, in, factors);
-  const auto channels = static_cast<std::size_t>(from[0]);
-  if (const auto ok = count(4 * channels); !ok) return refuse(ok.error());
-  BatchNorm norm;
-  norm.scale = by_channel ? factors.values : std::vector<float>(channels, factors.values[0]);
-  norm.shift = norm.mean = std::vector<float>(channels, 0);
-  norm.variance = std::vector<float>(channels, 1);
-  norm.epsilon = 0;
-  return make(std::move(norm), {in});
+  if (!all_finite(factors.values) || elements(from) == 0) return with_constant(Kind::multiply, in, factors);
+  if (may_move && taken_as_factor(in, *dims, factors.values)) return in;
+  const bool one = factors.values.size() == 1 && dims->size() <= 3;
+  if (from.size() != 3 || (!one && *dims != Dims{from[0], 1, 1})) return with_constant(Kind::multiply, in, factors);
+  const auto channels = from[0];
+  if (const auto ok = count(static_cast<std::size_t>(channels)); !ok) return refuse(ok.error());
+  return make(Convolution{{}, channels, channels,
+                          one ? std::vector<float>(static_cast<std::size_t>(channels), factors.values[0]) : factors.values, {}}, {in});
 }
 
 int OnnxReader::with_constant(Kind kind, int in, const Weight& constant, bool constant_first) {
@@ -161,8 +188,10 @@ int OnnxReader::with_constant(Kind kind, int in, const Weight& constant, bool co
 
 // ---- means, and norms by an item's own statistics ----
 
-// Over any axes by way of the two that a global pool takes: those that stay go first.
+// Over any axes by way of the two that a global pool takes: those that stay go first. Of many numbers in two stages, since
+// pools add them up one after another, and what is lost grows with their number.
 int OnnxReader::mean(int in, const std::vector<bool>& gone, bool keep) {
+  if (fault_) return -1;
   const Dims from = shape(in);
   std::vector<int> order(from.size());
   std::iota(order.begin(), order.end(), 0);
@@ -173,12 +202,13 @@ int OnnxReader::mean(int in, const std::vector<bool>& gone, bool keep) {
     if (!gone[i]) left *= from[i];
     if (!gone[i] || keep) to.push_back(gone[i] ? 1 : from[i]);
   }
-  if (gone == std::vector<bool>{false, true, true}) {
-    in = make(GlobalAveragePool{}, {in});
-  } else {
-    in = make(Reshape{{left, elements(from) / left, 1}}, {transpose(in, order)});
-    in = make(GlobalAveragePool{}, {in});
+  const std::int64_t numbers = elements(from) / left;
+  if (gone != std::vector<bool>{false, true, true} || numbers > kAtOnce) {
+    const auto row = numbers > kAtOnce ? divisor_near_root(numbers) : 1;
+    in = reshape(transpose(in, order), {left, numbers / row, row});
+    if (row > 1) in = make(AveragePool{{1, row, 1, row}, false}, {in});
   }
+  in = make(GlobalAveragePool{}, {in});
   return fault_ || to == shape(in) ? in : reshape(in, to);
 }
 
@@ -212,13 +242,13 @@ OnnxReader::Done OnnxReader::reduce_mean(const onnx::NodeProto& n, int in) {
   return give(n, mean(in, gone, keep));
 }
 
-// (x - mean) / sqrt(variance + epsilon), both taken over the axes that go, of which one is left of each.
+// (x - mean) / sqrt(variance + epsilon), both taken over the axes that go, of which one is left of each. What the mean is
+// off by is taken off again: where all numbers are alike, nothing else is left to divide by epsilon's root.
 OnnxReader::Standardised OnnxReader::standardise(int in, const std::vector<bool>& gone, float epsilon) {
   Standardised made;
-  if (fault_) return made;
-  made.mean = mean(in, gone, true);
-  const int centred = make(Arithmetic{Kind::subtract}, {in, made.mean});
-  if (fault_) return made;
+  const int about = mean(in, gone, true), nearly = make(Arithmetic{Kind::subtract}, {in, about});
+  const int rest = mean(nearly, gone, true), centred = make(Arithmetic{Kind::subtract}, {nearly, rest});
+  made.mean = make(Add{}, {about, rest});
   made.variance = mean(make(Arithmetic{Kind::multiply}, {centred, centred}), gone, true);
   const int small = make(Constant{{1}, {epsilon}}, {});
   made.deviation = make(SquareRoot{}, {make(Add{}, {made.variance, small})});
@@ -242,19 +272,19 @@ int OnnxReader::scaled_and_shifted(const onnx::NodeProto& n, int in, std::int64_
   const auto scale = channel_constant(n, 1, channels, spatial), shift = channel_constant(n, 2, channels, spatial);
   if (!scale) return refuse(scale.error());
   if (!shift) return refuse(shift.error());
-  return plus(times(in, *scale), *shift, false);
+  return plus(times(in, *scale, false), *shift, false);
 }
 
 OnnxReader::Done OnnxReader::instance_norm(const onnx::NodeProto& n, int in) {
   const auto rank = whole(in).size(), axes = shape(in).size();
   if (rank < 3) return fault(ErrorCode::shape_mismatch, at_ + ": has no spatial axes in " + to_string(whole(in)));
   if (elements(shape(in)) == 0) return unsupported(at_ + ": takes the mean of an empty tensor");
-  const auto channels = axes - (rank - 2) - 1;
-  const auto count = shape(in)[channels];
+  const auto stay = axes - (rank - 2);  // the last of them: the channels
+  const auto channels = shape(in)[stay - 1];
   std::vector<bool> gone(axes, true);
-  std::fill_n(gone.begin(), channels + 1, false);
+  std::fill_n(gone.begin(), stay, false);
   const auto made = standardise(in, gone, real(n, "epsilon", 1e-5F));
-  return give(n, scaled_and_shifted(n, made.value, count, rank - 2));
+  return give(n, scaled_and_shifted(n, made.value, channels, rank - 2));
 }
 
 OnnxReader::Done OnnxReader::layer_norm(const onnx::NodeProto& n, int in) {
@@ -267,12 +297,14 @@ OnnxReader::Done OnnxReader::layer_norm(const onnx::NodeProto& n, int in) {
   if (wanted(n, 1))
     if (auto ok = give(n, made.mean, 1); !ok) return ok;
   if (wanted(n, 2))
-    if (auto ok = give(n, fault_ ? -1 : with_constant(Kind::divide, made.deviation, {{}, {1}, {}}, true), 2); !ok) return ok;
+    if (auto ok = give(n, with_constant(Kind::divide, made.deviation, {{}, {1}, {}}, true), 2); !ok) return ok;
   const auto scale = weight(n, 1), shift = weight(n, 2);
   if (!scale || scale->values.empty() || (given(n, 2) && (!shift || shift->values.empty())))
     return unsupported(at_ + ": its scale or shift is not a float32 constant");
-  const int scaled = times(made.value, *scale);
-  return give(n, shift ? plus(scaled, *shift, false) : scaled);
+  int out = times(made.value, *scale, false);
+  if (shift) out = plus(out, *shift, false);
+  if (!fault_ && shape(out) != shape(in)) return fault(ErrorCode::shape_mismatch, at_ + ": its scale or shift has more axes");
+  return give(n, out);
 }
 
 bool OnnxReader::in_training(const onnx::NodeProto& n) const {
@@ -310,7 +342,7 @@ OnnxReader::Done OnnxReader::batch_norm_in_training(const onnx::NodeProto& n, in
     auto before = channel_constant(n, i + 2, channels, 0);
     if (!before) return unexpected(before.error());
     for (float& value : before->values) value *= momentum;
-    if (auto ok = give(n, plus(times(now, {{}, {1 - momentum}, {}}), *before, false), i); !ok) return ok;
+    if (auto ok = give(n, plus(times(now, {{}, {1 - momentum}, {}}, false), *before, false), i); !ok) return ok;
   }
   return {};
 }

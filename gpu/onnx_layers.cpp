@@ -170,14 +170,15 @@ OnnxReader::Done OnnxReader::dropout(const onnx::NodeProto& n, int in) {
   std::vector<float> part{0.5F};
   if (auto ok = optional_constant(n, 1, "ratio", part); !ok) return ok;
   if (part.size() != 1 || !(part[0] >= 0 && part[0] < 1)) return malformed(at_ + ": its ratio is not one number below 1");
-  if (part[0] == 0) return give(n, make(Identity{}, {in}));
+  const auto numbers = elements(shape(in));
+  if (part[0] == 0 || numbers == 0) return give(n, make(Identity{}, {in}));
   const auto seed = integer(n, "seed", -1);
   if (options_.first_axis_is_batch || !told || seed < 0 || seed > std::numeric_limits<std::uint32_t>::max())
     return unsupported(at_ + " is in training mode; export for inference");
-  const auto numbers = elements(shape(in));
   if (auto ok = count(static_cast<std::size_t>(numbers)); !ok) return ok;
   std::mt19937 random(static_cast<std::uint32_t>(seed));
   Weight kept{shape(in), {}, {}};
+  kept.values.reserve(static_cast<std::size_t>(numbers));
   for (std::int64_t i = 0; i < numbers; ++i) {
     const auto high = static_cast<double>(random() >> 5U), low = static_cast<double>(random() >> 6U);
     kept.values.push_back((high * 67'108'864 + low) / 9'007'199'254'740'992 >= part[0] ? 1 / (1 - part[0]) : 0);

@@ -98,9 +98,15 @@ class OnnxReader {
   Done pairwise(const onnx::NodeProto& n, Weight constant, int in);
   Done align(const onnx::NodeProto& n, int in, Weight& second) const;
   int plus(int in, const Weight& addend, bool may_move);  // may_move: into the layer that makes `in`
-  int times(int in, const Weight& factors);
+  int times(int in, const Weight& factors, bool may_move);
   int with_constant(Arithmetic::Kind kind, int in, const Weight& constant, bool constant_first = false);
+  struct Layer {
+    std::vector<float>*weight, *bias;
+    std::vector<float> each;  // a number for each output
+  };
+  std::optional<Layer> layer_of(int in, const Dims& dims, const std::vector<float>& values);
   bool taken_as_bias(int in, const Dims& dims, const std::vector<float>& values);
+  bool taken_as_factor(int in, const Dims& dims, const std::vector<float>& values);
   Expected<int> constant_value(const Weight& w, const Dims& dims);
   Done opposite_of(const onnx::NodeProto& n, int in);
   Done inverse_of(const onnx::NodeProto& n, int in);

@@ -9,6 +9,7 @@
 #include <functional>
 #include <limits>
 
+#include "gpu/device.hpp"
 #include "gpu/onnx_writer.hpp"
 #include "tests/gpu/builder.hpp"
 #include "tests/gpu/reference.hpp"
@@ -287,12 +288,13 @@ TEST(Onnx, RefusesNormsInTraining) {
   m.refused(ErrorCode::unsupported_operator, "across the items of a batch; export for inference");
 }
 
-BatchNorm factors(const Numbers& scale) {
-  const auto n = scale.size();
-  return {scale, Numbers(n, 0), Numbers(n, 0), Numbers(n, 1), 0};
+// As a layer that learns would have it, and not a norm, which learns from the batch's statistics.
+Convolution factors(const Numbers& each) {
+  const auto channels = std::ssize(each);
+  return {{}, channels, channels, each, {}};
 }
 
-TEST(Onnx, ScalesChannelsByWhatEveryDeviceRuns) {
+TEST(Onnx, ScalesLayersAndChannels) {
   struct Case {
     const char* type;
     Dims dims;
@@ -302,17 +304,60 @@ TEST(Onnx, ScalesChannelsByWhatEveryDeviceRuns) {
                                                                 {"Mul", {1, 2, 1, 1}, {3, -0.5F}, {3, -0.5F}},
                                                                 {"Mul", {}, {3}, {3, 3}},
                                                                 {"Div", {2, 1, 1}, {4, -0.5F}, {0.25F, -2}}}) {
-    Model m({2, 4, 4});
-    m.weight("w", {2, 2, 1, 1}, ramp(4));
-    m.weight("by", dims, by);
-    m.node("Conv", {"x", "w"}, "c");
-    m.node(type, {"c", "by"});
-    m.equals([&](Builder& b) { b.push(factors(factor), {b.push(Convolution{{}, 2, 1, ramp(4), {}}, {0})}); });
-    EXPECT_EQ(simplified(m.parse().value()).nodes.size(), 1U) << type;
+    for (const bool first : {false, true}) {
+      if (first && std::string(type) == "Div") continue;
+      Model m({2, 4, 4}), read_twice({2, 4, 4}), input({2, 4, 4});
+      for (auto* each : {&m, &read_twice, &input}) each->weight("by", dims, by);
+      const auto inputs = [&](const std::string& of) { return first ? std::vector<std::string>{"by", of} : std::vector<std::string>{of, "by"}; };
+      const Convolution layer{{}, 2, 1, ramp(4), {1, 2}};
+      for (auto* each : {&m, &read_twice}) {
+        each->weight("w", {2, 2, 1, 1}, ramp(4));
+        each->weight("b", {2}, {1, 2});
+        each->node("Conv", {"x", "w", "b"}, "c");
+      }
+      m.node(type, inputs("c"));
+      m.equals([&](Builder& b) { b.push(factors(factor), {b.push(layer, {0})}); });
+      EXPECT_EQ(m.parse().value().nodes.size(), 1U) << type;
+      read_twice.node(type, inputs("c"), "scaled");
+      read_twice.node("Add", {"c", "scaled"});
+      read_twice.equals([&](Builder& b) {
+        const int conv = b.push(layer, {0});
+        b.add(conv, b.push(factors(factor), {conv}));
+      });
+      input.node(type, inputs("x"));
+      input.equals([&](Builder& b) { b.push(factors(factor), {0}); });
+      const auto net = input.parse().value();
+      EXPECT_TRUE(check_ordinary(net, *infer_shapes(net), "a test"));
+    }
   }
-  Model opposite({2, 4, 4});
-  opposite.node("Neg", {"x"});
-  opposite.equals([](Builder& b) { b.push(factors({-1, -1}), {0}); });
+  Model opposite({4});
+  opposite.weight("w", {4, 3}, ramp(12));
+  opposite.node("MatMul", {"x", "w"}, "product");
+  opposite.node("Neg", {"product"});
+  auto negative = ramp(12);
+  for (float& value : negative) value = -value;
+  Model other({4});
+  other.weight("w", {4, 3}, negative);
+  other.node("MatMul", {"x", "w"});
+  const auto net = opposite.parse().value();
+  EXPECT_EQ(net.nodes.size(), 1U);
+  const auto input = random_input(net, 2, 7);
+  EXPECT_EQ(reference::forward(net, input), reference::forward(other.parse().value(), input));
+}
+
+// Where a product is no number that a weight can be, there is a product.
+TEST(Onnx, KeepsFactorsThatAreTooLarge) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  Model m({2, 2, 1});
+  m.weight("by", {2, 1, 1}, {kInfinity, 2});
+  m.node("Mul", {"x", "by"});
+  EXPECT_EQ(reference::forward(m.parse().value(), Numbers{1, -2, 3, 4}), (Numbers{kInfinity, -kInfinity, 6, 8}));
+  Model layer({1, 1, 1});
+  layer.weight("w", {1, 1, 1, 1}, {1e20F});
+  layer.weight("by", {}, {1e20F});
+  layer.node("Conv", {"x", "w"}, "c");
+  layer.node("Mul", {"c", "by"});
+  EXPECT_EQ(reference::forward(layer.parse().value(), Numbers{0}), Numbers{0});
 }
 
 TEST(Onnx, TakesADifferenceForABias) {
@@ -385,11 +430,53 @@ TEST(Onnx, NormalisesEachItemByItsOwnStatistics) {
   Model::integer(node, "axis", 0);
   layer.refused(ErrorCode::unsupported_operator, "across the items of a batch");
 
+  Model wide({4}, 17);
+  wide.weight("scale", {1, 3, 4}, ramp(12));
+  wide.node("LayerNormalization", {"x", "scale"});
+  ASSERT_FALSE(wide.parse());
   Model few({2, 2, 2});
   few.weight("scale", {3}, {1, 2, 3});
   few.weight("shift", {2}, {0, 5});
   few.node("InstanceNormalization", {"x", "scale", "shift"});
   few.refused(ErrorCode::shape_mismatch, "not one for each of 2 channels");
+}
+
+std::vector<float> on_cpu(const Network& net, const Numbers& item) {
+  const auto device = make_cpu_device({}).value();
+  Numbers out(static_cast<std::size_t>(elements(infer_shapes(net)->back())));
+  EXPECT_TRUE(device->compile(net, {1}).value()->run(item, out));
+  return out;
+}
+
+// Many numbers far from zero: what sums of floats lose must not be taken for what differs.
+TEST(Onnx, NormalisesLargeImages) {
+  for (const std::int64_t side : {3, 64, 257, 1024})
+    for (const float level : {0.1F, 100.1F}) {
+      const auto pixels = static_cast<std::size_t>(side * side);
+      Model instance({1, side, side}), layer({side * side}, 17);
+      instance.weight("one", {1}, {1});
+      instance.weight("none", {1}, {0});
+      instance.node("InstanceNormalization", {"x", "one", "none"});
+      layer.weight("ones", {side * side}, Numbers(pixels, 1));
+      layer.node("LayerNormalization", {"x", "ones"});
+      for (const auto& net : {instance.parse().value(), layer.parse().value()}) {
+        EXPECT_LT(reference::error(on_cpu(net, Numbers(pixels, level)), Numbers(pixels, 0)), 1e-3) << side << " " << level;
+        auto item = NetSampler(1).floats(side * side);
+        for (float& value : item) value += level;
+        EXPECT_LT(reference::error(on_cpu(net, item), reference::forward(net, item)), 3e-4) << side << " " << level;
+      }
+    }
+}
+
+TEST(Onnx, AlignsOldAxesOfConstantsOnly) {
+  for (const std::int64_t axis : {std::int64_t{0}, std::int64_t{-9}, std::numeric_limits<std::int64_t>::min(), std::numeric_limits<std::int64_t>::max()}) {
+    Model m({3, 2}, 6);
+    m.weight("k", {3}, {1, 2, 3});
+    auto& node = m.node("Sub", axis == 0 ? std::vector<std::string>{"k", "x"} : std::vector<std::string>{"x", "k"});
+    Model::integer(node, "axis", axis);
+    Model::integer(node, "broadcast", 1);
+    m.refused(axis == 0 ? ErrorCode::unsupported_operator : ErrorCode::shape_mismatch, "the_y");
+  }
 }
 
 TEST(Onnx, WritesArithmetic) {
