@@ -254,7 +254,7 @@ struct Narrow {
 Expected<ChannelGraph> channel_graph(const Network& net) {
   const auto shapes = infer_shapes(net);
   if (!shapes) return unexpected(shapes.error());
-  if (auto ok = check_ordinary(net, *shapes, "narrowing"); !ok) return unexpected(ok.error());
+  if (auto ok = check_learnable(net, *shapes, "narrowing"); !ok) return unexpected(ok.error());
   Units units;
   std::vector<Channels> channels(1);
   ChannelGraph graph;

@@ -35,7 +35,7 @@ struct ChannelGraph {
   std::vector<std::int64_t> spread;          // [value]: numbers an image channel has become by a flatten; else 1
 };
 
-// Errors: shape_mismatch or unsupported_operator (check_ordinary), naming the node.
+// Errors: shape_mismatch or unsupported_operator (check_learnable), naming the node.
 Expected<ChannelGraph> channel_graph(const Network& net);
 
 using Kept = std::vector<std::vector<bool>>;  // [set][channel of the set]

@@ -239,7 +239,7 @@ Expected<std::unique_ptr<TrainableNet>> make_cpu_training(const Network& net, co
   if (options.batch < 1 || options.batch > 65'536) return mismatch("a batch of " + std::to_string(options.batch));
   const auto shapes = infer_shapes(net);
   if (!shapes) return unexpected(shapes.error());
-  if (auto ok = check_ordinary(net, *shapes, "training"); !ok) return unexpected(ok.error());
+  if (auto ok = check_learnable(net, *shapes, "training"); !ok) return unexpected(ok.error());
   try {
     return std::make_unique<CpuTrainableNet>(net, *shapes, options, threads);
   } catch (const dnnl::error& fault) {

@@ -8,7 +8,7 @@
 namespace coppice::gpu {
 
 // threads: of each forward, backward and update. Errors: shape_mismatch, unsupported_operator
-// (check_ordinary), device_failed.
+// (check_learnable), device_failed.
 Expected<std::unique_ptr<TrainableNet>> make_cpu_training(const Network& net, const TrainingOptions& options,
                                                           int threads);
 

@@ -315,7 +315,7 @@ class Compiler {
     });
   }
 
-  // check_ordinary refuses these two.
+  // check_learnable refuses these two.
   void operator()(const Arithmetic&) {}
   void operator()(const SquareRoot&) {}
 

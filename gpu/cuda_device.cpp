@@ -35,7 +35,9 @@ class CudaDevice final : public Device {
       return unexpected(Error{ErrorCode::shape_mismatch, "a batch of " + std::to_string(options.batch)});
     const auto shapes = infer_shapes(net);
     if (!shapes) return unexpected(shapes.error());
-    if (auto ok = check_ordinary(net, *shapes, "a CUDA device"); !ok) return unexpected(ok.error());
+    const auto taken = std::is_same_v<Net, TrainableNet> ? check_learnable(net, *shapes, "training on a CUDA device")
+                                                         : check_ordinary(net, *shapes, "a CUDA device");
+    if (!taken) return unexpected(taken.error());
     try {
       return make(ordinal_, precision_, net, *shapes, options);
     } catch (const Fault& fault) {

@@ -90,17 +90,31 @@ struct Pointwise {
   }
 };
 
+struct SquareRoots {
+  Reals in, out;
+  int count;
+  COPPICE_BOTH unsigned size() const { return static_cast<unsigned>(count); }
+  COPPICE_BOTH void operator()(unsigned i) const { out.set(i, sqrtf(in.get(i))); }
+};
+
 constexpr int kAxesMax = 9;  // eight of an item, and the batch
 
 // A block of numbers from one place to another, each at steps of its own along every axis: slices, joins,
-// transpositions, shuffles, other layouts, other precisions, and the gradients of all of these.
+// transpositions, shuffles, other layouts, other precisions, arithmetic with what is there, and the gradients of moves.
+enum class Onto : unsigned char { put, add, subtract, multiply, divide };
 struct Strided {
   Reals in, out;
   int count, axes;
   int dims[kAxesMax], from[kAxesMax], to[kAxesMax];  // sizes; steps in numbers, 0 where an axis is repeated
   int in_begin, out_begin;
-  bool add;
+  Onto onto;
   COPPICE_BOTH unsigned size() const { return static_cast<unsigned>(count); }
+  COPPICE_BOTH float combined(float there, float value) const {
+    return onto == Onto::add        ? there + value
+           : onto == Onto::subtract ? there - value
+           : onto == Onto::multiply ? there * value
+                                    : there / value;
+  }
   COPPICE_BOTH void operator()(unsigned i) const {
     int source = in_begin, target = out_begin;
     for (int axis = axes - 1; axis >= 0; --axis) {
@@ -109,7 +123,9 @@ struct Strided {
       source += at * from[axis];
       target += at * to[axis];
     }
-    give(out, static_cast<unsigned>(target), in.get(static_cast<unsigned>(source)), add);
+    const auto there = static_cast<unsigned>(target);
+    const float value = in.get(static_cast<unsigned>(source));
+    out.set(there, onto == Onto::put ? value : combined(out.get(there), value));
   }
 };
 

@@ -23,7 +23,7 @@ struct SumsUp<Job, std::void_t<decltype(std::declval<Job>().terms())>> : std::tr
 // Every job there is.
 // clang-format off
 #define COPPICE_EACH_JOB(X)                                                                                  \
-  X(Pointwise) X(Strided) X(DirectConvolution) X(PoolGradient) X(ClampGradient) X(RunningNorm) X(NormApply)  \
+  X(Pointwise) X(SquareRoots) X(Strided) X(DirectConvolution) X(PoolGradient) X(ClampGradient) X(RunningNorm) X(NormApply)  \
   X(NormGradient) X(Descent) X(Pool) X(RowProducts) X(RepeatedSum) X(BiasGradient) X(BatchStatistics)        \
   X(NormGradientSums) X(Combine) X(Average)
 // clang-format on

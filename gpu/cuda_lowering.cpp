@@ -126,13 +126,14 @@ class Lowering {
   }
   // A block of these dims from one value to another.
   void move(const Value& from, const Dims& from_steps, const Value& to, const Dims& to_steps, const Dims& block,
-            std::int64_t from_begin = 0, std::int64_t to_begin = 0, bool sum = false) {
+            std::int64_t from_begin = 0, std::int64_t to_begin = 0, Onto onto = Onto::put) {
     move(from, to, axes_of(batch_, block, elements(from.dims), from_steps, elements(to.dims), to_steps), from_begin,
-         to_begin, sum);
+         to_begin, onto);
   }
   void move(const Value& from, const Value& to, const std::vector<Axis>& axes, std::int64_t from_begin = 0,
-            std::int64_t to_begin = 0, bool sum = false) {
-    const auto job = strided({nullptr, from.half}, from_begin, {nullptr, to.half}, to_begin, axes, sum);
+            std::int64_t to_begin = 0, Onto onto = Onto::put) {
+    auto job = strided({nullptr, from.half}, from_begin, {nullptr, to.half}, to_begin, axes);
+    job.onto = onto;
     add({from.buffer}, to.buffer, "moving kernel", [job, from, to](const Binding& binding) {
       Strided placed = job;
       placed.in.data = reals(binding, from).data;
@@ -358,7 +359,7 @@ class Lowering {
   Value lower(const Clip& c) { return bounded({c.low, c.high}); }
 
   Value lower(const Add&) {
-    if (in(0).dims != in(1).dims) return sum_of_repeated();
+    if (in(0).dims != in(1).dims) return combined(Onto::add);
     const bool alike = in(0).image == in(1).image;
     const Value a = alike ? in(0) : image(in(0)), b = alike ? in(1) : image(in(1));
     const Bounds bounds = following_bounds();
@@ -366,12 +367,24 @@ class Lowering {
     pointwise(a, &b, out, nullptr, nullptr, 1, 1, bounds);
     return out;
   }
-  Value sum_of_repeated() {
+  Value lower(const Arithmetic& a) {
+    using Kind = Arithmetic::Kind;
+    return combined(a.kind == Kind::subtract ? Onto::subtract : a.kind == Kind::multiply ? Onto::multiply : Onto::divide);
+  }
+  // The first input, repeated where it has to be, and the second onto it.
+  Value combined(Onto second) {
     const Value out = fresh(out_dims());
     for (const std::size_t i : {0U, 1U}) {
       const Value part = addressable(in(i));
-      move(part, repeated_steps(part.dims, steps(part), out.dims), out, steps(out), out.dims, 0, 0, i > 0);
+      move(part, repeated_steps(part.dims, steps(part), out.dims), out, steps(out), out.dims, 0, 0, i > 0 ? second : Onto::put);
     }
+    return out;
+  }
+  Value lower(const SquareRoot&) {
+    const Value from = in(), out = fresh_like(from);
+    add({from.buffer}, out.buffer, "square root kernel", [=, numbers = count(out.dims)](const Binding& binding) {
+      return SquareRoots{reals(binding, from), reals(binding, out), numbers};
+    });
     return out;
   }
   Value lower(const Concat& c) {
@@ -413,10 +426,6 @@ class Lowering {
   Value lower(const Reshape& r) { return renamed(r.to); }
   Value lower(const Flatten&) { return renamed(out_dims()); }
   Value lower(const Identity&) { return in(); }
-  // check_ordinary refuses these two.
-  Value lower(const Arithmetic&) { return in(); }
-  Value lower(const SquareRoot&) { return in(); }
-
   Value lower(const Constant& c) {
     std::vector<float> all;
     const auto item = lies_apart(c.dims) ? turned(c.values, c.dims) : c.values;

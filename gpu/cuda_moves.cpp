@@ -19,7 +19,7 @@ Strided strided(Reals in, std::int64_t in_begin, Reals out, std::int64_t out_beg
       merged.push_back(axis);
   }
   Strided job{in, out, narrow(count), static_cast<int>(merged.size()), {}, {}, {}, narrow(in_begin), narrow(out_begin),
-              add};
+              add ? Onto::add : Onto::put};
   if (merged.size() > static_cast<std::size_t>(kAxesMax))
     throw Fault(ErrorCode::unsupported_operator, "too many axes for the GPU");
   for (std::size_t i = 0; i < merged.size(); ++i) {

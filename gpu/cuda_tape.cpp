@@ -405,7 +405,7 @@ class TapeWriter {
   void backward(const Reshape&) { renamed_backward(); }
   void forward(const Identity&) {}
   void backward(const Identity&) { renamed_backward(); }
-  // check_ordinary refuses these two.
+  // check_learnable refuses these two.
   void forward(const Arithmetic&) {}
   void backward(const Arithmetic&) {}
   void forward(const SquareRoot&) {}

@@ -179,6 +179,10 @@ bool slides(const Operator& op) {
   return std::holds_alternative<Convolution>(op) || std::holds_alternative<MaxPool>(op) ||
          std::holds_alternative<AveragePool>(op);
 }
+unexpected<Error> not_taken(const Node& node, const std::string& what, const std::string& who) {
+  return unexpected(Error{ErrorCode::unsupported_operator,
+                          "node " + node.name + " (" + name(node.op) + "): " + what + ", which " + who + " does not take"});
+}
 // Whether the operator makes numbers out of several: of none it would have nothing to say.
 bool needs_numbers(const Operator& op) {
   return slides(op) || std::holds_alternative<GlobalAveragePool>(op) || std::holds_alternative<Dense>(op) ||
@@ -259,15 +263,17 @@ Expected<void> check_filled(const Network& net, const std::vector<Dims>& shapes,
 }
 
 Expected<void> check_ordinary(const Network& net, const std::vector<Dims>& shapes, const std::string& who) {
-  for (const auto& node : net.nodes) {
-    const bool volume = slides(node.op) && shapes[static_cast<std::size_t>(node.inputs.front())].size() == 4;
-    const bool arithmetic = std::holds_alternative<Arithmetic>(node.op) || std::holds_alternative<SquareRoot>(node.op);
-    if (volume || arithmetic)
-      return unexpected(Error{ErrorCode::unsupported_operator, "node " + node.name + " (" + name(node.op) + "): " +
-                                                                   (volume ? "three spatial axes" : "arithmetic") +
-                                                                   ", which " + who + " does not take"});
-  }
+  for (const auto& node : net.nodes)
+    if (slides(node.op) && shapes[static_cast<std::size_t>(node.inputs.front())].size() == 4)
+      return not_taken(node, "three spatial axes", who);
   return check_filled(net, shapes, who);
+}
+
+Expected<void> check_learnable(const Network& net, const std::vector<Dims>& shapes, const std::string& who) {
+  for (const auto& node : net.nodes)
+    if (std::holds_alternative<Arithmetic>(node.op) || std::holds_alternative<SquareRoot>(node.op))
+      return not_taken(node, "arithmetic", who);
+  return check_ordinary(net, shapes, who);
 }
 
 std::int64_t multiply_adds(const Network& net) {

@@ -89,7 +89,7 @@ struct Constant {  // takes no input; the same for every item
   std::vector<float> values;
 };
 struct Identity {};
-// What norms of an item's own statistics come to. Only the CPU device runs these two, and only forward.
+// What norms of an item's own statistics come to. These two run only forward.
 struct Arithmetic {  // of two inputs, number by number; sizes as of an Add
   enum class Kind : std::uint8_t { subtract, multiply, divide };
   Kind kind = Kind::multiply;
@@ -117,10 +117,11 @@ struct Network {
 Expected<Dims> infer_shape(const Node& node, const std::vector<Dims>& known);
 
 // What only the CPU device runs, and only forward, is refused for `who`, as in "training". REQUIRES: the net's shapes.
-// Errors: unsupported_operator naming the node that slides over three spatial axes, that is arithmetic, or that makes an
-// empty value.
+// Errors: unsupported_operator naming the node that makes an empty value (filled), or slides over three spatial axes
+// (ordinary), or is arithmetic (learnable); each refuses what the one before it does.
+Expected<void> check_filled(const Network& net, const std::vector<Dims>& shapes, const std::string& who);
 Expected<void> check_ordinary(const Network& net, const std::vector<Dims>& shapes, const std::string& who);
-Expected<void> check_filled(const Network& net, const std::vector<Dims>& shapes, const std::string& who);  // the latter
+Expected<void> check_learnable(const Network& net, const std::vector<Dims>& shapes, const std::string& who);
 
 // Every value's shape: [0] the input, [i + 1] node i's output. Errors: shape_mismatch naming the node.
 // All arithmetic is bounded: no value has more than 2^31 elements, whatever the net says.

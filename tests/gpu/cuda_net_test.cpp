@@ -42,6 +42,15 @@ TEST_F(CudaNet, GivesWhatTheReferenceGives) {
         expect_as_reference(*cuda(precision), net, batch, precision == Precision::float16 ? kHalf : kExact);
 }
 
+TEST_F(CudaNet, ComputesWithValues) {
+  for (const auto precision : {Precision::float32, Precision::tf32, Precision::float16})
+    for (const int batch : {1, 3})
+      expect_as_reference(*cuda(precision), arithmetic_net(), batch, precision == Precision::float16 ? kHalf : kExact);
+  const auto learns = cuda()->compile_training(arithmetic_net(), {});
+  ASSERT_FALSE(learns);
+  EXPECT_NE(learns.error().what.find("(Arithmetic): arithmetic, which training on a CUDA device does not take"), std::string::npos);
+}
+
 TEST_F(CudaNet, GivesWhatTheReferenceGivesOnRandomNets) {
   for (std::uint64_t seed = 0; seed < 60; ++seed) {
     SCOPED_TRACE(seed);

@@ -105,4 +105,20 @@ inline Network residual_net(int n, std::int64_t width, int classes) {
   return b.net;
 }
 
+// Norms by an item's own statistics, as ONNX files have them: only forward.
+inline Network arithmetic_net() {
+  using Kind = Arithmetic::Kind;
+  Builder b({6, 4, 5}, 4);
+  const int conv = b.conv3x3(0, 6);
+  const int mean = b.push(GlobalAveragePool{}, {conv});
+  const int centred = b.push(Arithmetic{Kind::subtract}, {conv, mean});
+  const int variance = b.push(GlobalAveragePool{}, {b.push(Arithmetic{Kind::multiply}, {centred, centred})});
+  const int deviation = b.push(SquareRoot{}, {b.add(variance, b.push(Constant{{1}, {0.01F}}, {}))});
+  const int normed = b.relu(b.push(Arithmetic{Kind::divide}, {centred, deviation}));
+  const int turned = b.push(Arithmetic{Kind::subtract}, {b.push(Constant{{5}, b.sample.floats(5)}, {}), normed});
+  b.dense(b.flatten(b.conv3x3(turned, 4)), 3);
+  b.net.name = "arithmetic";
+  return b.net;
+}
+
 }  // namespace coppice::gpu

@@ -106,7 +106,7 @@ TEST(InferShapes, NamesTheArithmeticWhereNoneIsTaken) {
     Builder b({2, 5}, 1);
     b.push(op, std::holds_alternative<SquareRoot>(op) ? std::vector{0} : std::vector{0, 0});
     b.net.nodes[0].name = "culprit";
-    const auto taken = check_ordinary(b.net, *infer_shapes(b.net), "a test");
+    const auto taken = check_learnable(b.net, *infer_shapes(b.net), "a test");
     ASSERT_FALSE(taken);
     EXPECT_EQ(taken.error().code, ErrorCode::unsupported_operator);
     EXPECT_EQ(taken.error().what, "node culprit (" + name(op) + "): arithmetic, which a test does not take");

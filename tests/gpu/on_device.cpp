@@ -50,6 +50,7 @@ Expected<double> largest_error(CompiledNet& compiled, const Network& net, int ba
 
 void check_operators(Report& report, Device& device, const Precise& precise) {
   std::vector<Network> nets = operator_nets();
+  nets.push_back(arithmetic_net());
   for (std::uint64_t seed = 0; seed < 12; ++seed) {
     nets.push_back(random_net(seed * 1'000, 3 + static_cast<int>(seed % 5)));
     nets.back().name = "random " + std::to_string(seed * 1'000);
