@@ -90,6 +90,8 @@ class Maker {
     if (base->input != data_.item)
       return bad_input(options_.model.string() + ": takes " + gpu::to_string(base->input) + ", the images of " +
                        options_.data + " are " + gpu::to_string(data_.item));
+    if (auto learns = gpu::check_learnable(*base, *gpu::infer_shapes(*base), "decomposition"); !learns)
+      return bad_input(options_.model.string() + ": " + learns.error().what);
     auto normed = gpu::with_norms(*all_, *base, data_, fit_, normalisation_);
     if (!normed) return tl::unexpected(reported(normed.error()));
     base_ = std::move(*normed);

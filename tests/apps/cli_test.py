@@ -51,8 +51,9 @@ def proto(*fields):
     return out
 
 
-def linear_onnx(weight, flat=False):
-    """scores = weight @ pixels, as an ONNX file: one convolution of the whole image, or Flatten and Gemm."""
+def linear_onnx(weight, flat=False, squared=False):
+    """scores = weight @ pixels, as an ONNX file: one convolution of the whole image, or Flatten and Gemm; or their squares."""
+    last = "linear" if squared else "scores"
     def tensor(name, values):
         return proto(*[(1, d) for d in values.shape], (2, 1), (8, name), (9, values.astype("<f4").tobytes()))
 
@@ -65,11 +66,13 @@ def linear_onnx(weight, flat=False):
 
     if flat:
         nodes = [node("Flatten", ["image"], "flat"),
-                 node("Gemm", ["flat", "weight", "bias"], "scores", proto((1, "transB"), (3, 1), (20, 2)))]
+                 node("Gemm", ["flat", "weight", "bias"], last, proto((1, "transB"), (3, 1), (20, 2)))]
     else:
         weight = weight.reshape(-1, 1, SIDE, SIDE)
         kernel = proto((1, "kernel_shape"), (8, SIDE), (8, SIDE), (20, 7))
-        nodes = [node("Conv", ["image", "weight", "bias"], "points", kernel), node("Flatten", ["points"], "scores")]
+        nodes = [node("Conv", ["image", "weight", "bias"], "points", kernel), node("Flatten", ["points"], last)]
+    if squared:
+        nodes.append(node("Mul", [last, last], "scores"))
     graph = proto(*[(1, n) for n in nodes], (2, "linear"),
                   (5, tensor("weight", weight)), (5, tensor("bias", np.zeros(len(weight)))),
                   (11, value("image", ["N", 1, SIDE, SIDE])), (12, value("scores", ["N", len(weight)])))
@@ -324,6 +327,10 @@ def test_decompose_refuses(world):
     no(nets("absent", lambda o: o.update(control="gone.onnx")), "gone.onnx", scheme="control")
     no(nets("damaged", lambda o: o["subnets"][1].update(file="corrupt.onnx")), "corrupt.onnx")
     no(nets("misfit", lambda o: o["subnets"][1].update(file="base.onnx")), "base.onnx")
+    odd = world.root / "squared.onnx"
+    odd.write_bytes(linear_onnx(quadrant_weights(), squared=True))
+    refused("decompose", "--model", odd, "--data", world.data, "--held-out", HELD_OUT, "--out", world.root / "never",
+            says="squared.onnx: node scores (Arithmetic): arithmetic, which decomposition does not take")
     deep = world.root / "deep"
     deep.mkdir()
     (deep / "nets.json").write_text("[" * 100_000 + "]" * 100_000)
