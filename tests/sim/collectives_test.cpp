@@ -251,9 +251,9 @@ void expect_agreement(const Group& group, std::size_t call, const std::set<int>&
   }
 }
 
-GroupOptions surviving(std::uint64_t seed) {
-  GroupOptions options = seeded(seed);
-  if (options.topology == "complete-4") options.topology = "complete-5";
+GroupOptions surviving(std::uint64_t seed, const char* topology = nullptr) {
+  GroupOptions options = seeded(seed, topology);
+  if (!topology && options.topology == "complete-4") options.topology = "complete-5";
   options.on_loss = OnLoss::complete_among_survivors;
   return options;
 }
@@ -316,9 +316,7 @@ TEST(Survivors, HaveTheSameResultWhoeverDiesAndWhenever) {
 TEST(Survivors, GoOnWithoutOneThatHasHardlyCome) {
   for (const auto seed : seeds(60)) {
     SCOPED_TRACE("seed " + std::to_string(seed));
-    auto options = surviving(seed);
-    options.topology = "complete-4";
-    Group group(options);
+    Group group(surviving(seed, "complete-4"));
     group.call_all(Operation::allreduce, 2'000'000);
     if (seed % 2 == 0) group.at(group.random().between(0us, 1500us), [&] { group.cut(0, 2); });
     group.at(group.random().between(2ms, 30ms), [&] { group.kill(2); });
@@ -334,9 +332,7 @@ TEST(Survivors, GoOnWithoutOneThatHasHardlyCome) {
 TEST(Survivors, GoOnWhenOneAfterAnotherDies) {
   for (const auto seed : seeds(200)) {
     SCOPED_TRACE("seed " + std::to_string(seed));
-    auto options = surviving(seed);
-    options.topology = "random-7-3";
-    Group group(options);
+    Group group(surviving(seed, "random-7-3"));
     call_some(group, 1, 1ms);
     ASSERT_TRUE(group.finish(30s));
     std::set<int> dead;
@@ -363,9 +359,7 @@ TEST(Survivors, GoOnWhenOneAfterAnotherDies) {
 TEST(Survivors, OnlyOneHalfGoesOn) {
   for (const auto seed : seeds(30)) {
     SCOPED_TRACE("seed " + std::to_string(seed));
-    auto options = surviving(seed);
-    options.topology = "complete-5";
-    Group group(options);
+    Group group(surviving(seed, "complete-5"));
     group.call_all(Operation::allreduce, 5'000);
     ASSERT_TRUE(group.finish(30s));
     group.call_all(Operation::allreduce, 100'000);
@@ -387,9 +381,7 @@ TEST(Survivors, OnlyOneHalfGoesOn) {
 
 // It was only slow to answer, and finds that the others have gone on: its calls end, and say why.
 TEST(Survivors, OneThatWasTakenForGoneIsTold) {
-  auto options = surviving(4);
-  options.topology = "complete-5";
-  Group group(options);
+  Group group(surviving(4, "complete-5"));
   group.call_all(Operation::allreduce, 5'000);
   ASSERT_TRUE(group.finish(30s));
   group.call_all(Operation::allreduce, 100'000);
